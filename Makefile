@@ -1,0 +1,89 @@
+# Thin names over the standard tools; everything installs itself into $(VENV).
+#
+#   make demo     write text with the embedded model        make check   lint and types
+#   make test     run the suite                             make bench   latency on this machine
+#   make setup    the environment to develop in             make build   compile the C kernels again
+#   make clean    remove what was built                     make wheel   build dist/*.whl
+#
+# Another torch: make demo DEVICE=cuda TORCH="torch==2.13.0 --index-url https://…" (README.md lists them).
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+DEVICE ?= cpu
+VENV   ?= .venv
+PROMPT ?= def read_lines(path):
+
+SHELL  := /bin/sh
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
+STAMPS := $(VENV)/.stamps
+TORCH_STAMP := $(STAMPS)/torch-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+INPUTS := pyproject.toml hatch_build.py __init__.py $(wildcard kernels/cpu/*.c kernels/cpu/*.h kernels/cpu/build.py)
+# A stamp in an environment whose interpreter has gone says nothing: the rule that makes it is then forced.
+BROKEN := $(shell $(BIN)/python -c 'import pip' >/dev/null 2>&1 || echo FORCE)
+
+.PHONY: setup demo test check lint types bench build wheel clean FORCE
+.DELETE_ON_ERROR:
+
+setup: $(STAMPS)/dev-$(DEVICE)
+
+demo: $(STAMPS)/base-$(DEVICE)
+	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96
+
+test: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/python -m pytest
+
+check: lint types
+
+lint: $(STAMPS)/dev-$(DEVICE)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(STAMPS)/dev-$(DEVICE)
+	@$(BIN)/mypy
+
+bench: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/ambidex bench latency
+
+build: $(STAMPS)/venv
+	@$(BIN)/python kernels/cpu/build.py
+
+wheel: $(STAMPS)/base-$(DEVICE)
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf dist build kernels/cpu/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+# A stamp stands for an install that went through; an interrupted one leaves none, and the next run repeats it.
+
+$(STAMPS)/venv: $(BROKEN)
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  echo "ambidex needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo not found): name another, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test "$(VENV)" = .venv || test ! -e "$(VENV)" || test -f "$(VENV)/pyvenv.cfg" || { \
+	  echo "$(VENV) exists and is no Python environment: name another, as in: make VENV=.venv $(MAKECMDGOALS)" >&2; exit 1; }
+	@{ $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -m pip --version; } >/dev/null 2>&1 || { \
+	  echo "making the environment in $(VENV)"; \
+	  $(PYTHON) -m venv --clear $(VENV) || { echo "'$(PYTHON)' cannot make environments: install its venv module (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }; }
+	@mkdir -p $(STAMPS) && touch $@
+
+$(TORCH_STAMP): $(STAMPS)/venv
+	@echo "installing $(TORCH)"
+	@$(PIP) install $(TORCH)
+	@rm -f $(STAMPS)/torch-* && touch $@
+
+$(STAMPS)/base-$(DEVICE): $(TORCH_STAMP) $(INPUTS)
+	@echo "installing ambidex[$(DEVICE)]"
+	@$(PIP) install --editable '.[$(DEVICE)]'
+	@touch $@
+
+$(STAMPS)/test-$(DEVICE): $(TORCH_STAMP) $(INPUTS)
+	@echo "installing ambidex[$(DEVICE),test]"
+	@$(PIP) install --editable '.[$(DEVICE),test]'
+	@touch $(STAMPS)/base-$(DEVICE) $@
+
+$(STAMPS)/dev-$(DEVICE): $(TORCH_STAMP) $(INPUTS)
+	@echo "installing ambidex[$(DEVICE),test,dev]"
+	@$(PIP) install --editable '.[$(DEVICE),test,dev]'
+	@touch $(STAMPS)/base-$(DEVICE) $(STAMPS)/test-$(DEVICE) $@

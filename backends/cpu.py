@@ -1,0 +1,147 @@
+"""The CPU as a device: one, whatever its sockets; cores, flags and memory as this process may use them.
+
+Linux says it in /proc and /sys; elsewhere Python's own answers stand in, and the profile is then "near" at best.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import torch
+
+from ..hwprofiles.match import DeviceReport, Match
+from .bandwidth import read_gb_per_s
+from .cgroups import cpu_quota, memory_limits, text_of
+from .contract import Backend, Memory
+
+_MIB = 1 << 20
+_MIN_BUFFER_MIB, _MAX_BUFFER_MIB = 64, 512
+
+
+@dataclass(frozen=True)
+class Cpuinfo:
+    """/proc/cpuinfo: `cores` maps each processor's number to its core (hyper-threads share one)."""
+
+    name: str
+    flags: frozenset[str] | None
+    cores: Mapping[int, tuple[str, str]]
+    clock_ghz: float | None
+
+
+def parse_cpuinfo(text: str) -> Cpuinfo:
+    """Reads /proc/cpuinfo of x86 ("flags") or Arm ("Features"); an empty text knows nothing."""
+    records = [dict(_field(line) for line in block.splitlines() if ":" in line) for block in text.split("\n\n")]
+    processors = [record for record in records if record.get("processor", "").isdigit()]
+    first = processors[0] if processors else {}
+    listed = first.get("flags", first.get("Features"))
+    clocks = [float(record["cpu MHz"]) for record in processors if "cpu MHz" in record]
+    return Cpuinfo(
+        name=first.get("model name", ""),
+        flags=None if listed is None else frozenset(listed.split()),
+        cores={int(record["processor"]): _core(record) for record in processors},
+        clock_ghz=max(clocks) / 1000 if clocks else None,
+    )
+
+
+def _field(line: str) -> tuple[str, str]:
+    key, _, value = line.partition(":")
+    return key.strip(), value.strip()
+
+
+def _core(record: Mapping[str, str]) -> tuple[str, str]:
+    return record.get("physical id", "0"), record.get("core id", record["processor"])
+
+
+def usable_cores(info: Cpuinfo, allowed: frozenset[int], quota: float | None) -> int:
+    """Cores that this process may use: those of its affinity, hyper-threads counted once, at most the group's quota."""
+    cores = len({core for number, core in info.cores.items() if number in allowed}) or len(allowed)
+    return max(1, min(cores, ceil(quota) if quota is not None else cores))
+
+
+def report_from(info: Cpuinfo, machine: str, num_cores: int, memory_bytes: int | None) -> DeviceReport:
+    name = info.name or f"{machine} CPU"
+    return DeviceReport("cpu", machine.lower(), num_cores, None, memory_bytes, name, info.flags)
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Bytes by name (`MemTotal`, `MemAvailable`) from /proc/meminfo."""
+    fields = (_field(line) for line in text.splitlines() if ":" in line)
+    return {name: int(value.split()[0]) * 1024 for name, value in fields if value.endswith("kB")}
+
+
+def host_memory(root: Path) -> Memory:
+    """Memory of the machine, or of the control group where that allows less."""
+    info = parse_meminfo(text_of(root / "proc/meminfo"))
+    total = info.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    bounds = [(total, info.get("MemAvailable", total)), *memory_limits(root)]
+    return Memory(min(limit for limit, _ in bounds), min(left for _, left in bounds))
+
+
+def _allowed_processors() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+class CpuBackend(Backend):
+    """The CPU. `root` is where /proc and /sys are looked for."""
+
+    name = "cpu"
+    contract_version = 1
+    vendor = "cpu"
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+
+    def missing(self) -> str | None:
+        return None
+
+    def probe(self) -> tuple[DeviceReport, ...]:
+        info = parse_cpuinfo(text_of(self._root / "proc/cpuinfo"))
+        num_cores = usable_cores(info, _allowed_processors(), cpu_quota(self._root))
+        return (report_from(info, platform.machine(), num_cores, host_memory(self._root).total_bytes),)
+
+    def profile(self, report: DeviceReport) -> Match:
+        """The class of CPU, filled with this one's cores, clock and memory: its peaks follow from them."""
+        found = super().profile(report)
+        if found.profile is None:
+            return found
+        usable_gib = report.memory_bytes / 2**30 if report.memory_bytes else None
+        own = found.profile.on_device(units=report.units, usable_gib=usable_gib, clock_ghz=self.clock_ghz())
+        return Match(own, found.kind, found.reason)
+
+    def clock_ghz(self) -> float | None:
+        """The highest clock that Linux names, else the one running now."""
+        highest_khz = text_of(self._root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").strip()
+        if highest_khz.isdigit():
+            return int(highest_khz) / 1e6
+        return parse_cpuinfo(text_of(self._root / "proc/cpuinfo")).clock_ghz
+
+    def device(self, report: DeviceReport) -> torch.device:
+        return torch.device("cpu")
+
+    def memory(self, device: torch.device) -> Memory:
+        return host_memory(self._root)
+
+    def synchronize(self, device: torch.device) -> None:
+        """Nothing to wait for: a call returns when it is done."""
+
+    def read_bandwidth_gb_per_s(self, device: torch.device) -> float:
+        buffer_mib = min(max(4 * self._cache_mib(), _MIN_BUFFER_MIB), _MAX_BUFFER_MIB)
+        return read_gb_per_s(device, buffer_mib * _MIB, self.synchronize)
+
+    def _cache_mib(self) -> int:
+        """The last-level cache that a core reaches; 0 where Linux does not say."""
+        sizes = [text_of(self._root / f"sys/devices/system/cpu/cpu0/cache/index{i}/size").strip() for i in range(4)]
+        return max((int(size[:-1]) // 1024 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=0)
+
+    def collectives(self) -> str | None:
+        return "gloo"
+
+
+BACKEND = CpuBackend()

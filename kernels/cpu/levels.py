@@ -1,0 +1,50 @@
+"""Which instructions a call may use: a launch parameter of every kernel of this folder, derived from the profile.
+
+A profile of another machine gets the best level that its capabilities allow. The profile of this machine (its numbers
+were read from the device) gets no more than the compiled library can do here, so that the manifest says what will run.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from ...hwprofiles.schema import Profile
+from ...ops.contract import Launch
+from ...ops.types import Site
+from .library import Level, LibraryMissing, load
+
+LEVELS = {level.name.lower(): int(level) for level in Level}
+"""The code of each level by the name that a manifest prints."""
+
+_READ_FROM_DEVICE = "read from the device"
+_NEEDS = {
+    Level.AVX2: frozenset({"avx2", "f16c", "fma"}),
+    Level.AVX512_BF16: frozenset({"avx512_bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl"}),
+    Level.AMX: frozenset({"amx_bf16", "amx_tile"}),
+}
+
+
+def level_of(capabilities: frozenset[str]) -> Level:
+    """The best level whose instructions, and those of every level below, are among the capabilities."""
+    best = Level.GENERIC
+    for level, needs in _NEEDS.items():
+        if not needs <= capabilities:
+            break
+        best = level
+    return best
+
+
+@cache
+def _best_here() -> Level:
+    try:
+        return load().cpu_level
+    except LibraryMissing:
+        return Level.AMX
+
+
+def level_launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """`{"level": name}` for a kernel's `launch`."""
+    level = level_of(profile.capabilities)
+    if _READ_FROM_DEVICE in profile.sources.values():
+        level = min(level, _best_here())
+    return {"level": level.name.lower()}

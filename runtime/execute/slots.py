@@ -1,0 +1,97 @@
+"""The slot table: what the device remembers of each running request, changed by a step's deltas alone.
+
+S slots, C the longest context, P pages of a request. Tokens are written by the host when a request takes a slot and by
+the sampler afterwards: a sampled id is never sent back to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ...ops.sample import Sampling
+from ..step import SlotAdded, Step
+
+_REALS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
+_INTEGERS = ("top_k", "seed", "prompt_length")
+
+
+class SlotTable:
+    """tokens: [S, C]; page_tables: by group [S, P]; lengths: [S] known tokens; one [S] tensor a sampling parameter."""
+
+    def __init__(
+        self, num_slots: int, max_length: int, max_pages: Mapping[str, int], vocabulary_size: int, device: torch.device
+    ) -> None:
+        self.device, self.vocabulary_size = device, vocabulary_size
+        self.tokens = torch.zeros((num_slots, max_length), dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.page_tables = {
+            group: torch.zeros((num_slots, count), dtype=torch.int32, device=device)
+            for group, count in max_pages.items()
+        }
+        self._parameters = {name: torch.zeros(num_slots, dtype=torch.float32, device=device) for name in _REALS}
+        self._parameters |= {name: torch.zeros(num_slots, dtype=torch.int64, device=device) for name in _INTEGERS}
+
+    def apply(self, step: Step) -> None:
+        """Takes in the deltas, in the order freed, moved, added, pages."""
+        for source, target in step.moved.tolist():
+            self._move(source, target)
+        for added in step.added:
+            self._add(added)
+        for group, rows in step.pages.items():
+            slots, indices, pages = (self.to_device(column) for column in rows.T)
+            self.page_tables[group][slots, indices] = pages.int()
+
+    def append(self, slots: torch.Tensor, ids: torch.Tensor) -> None:
+        """Writes each sampled id behind its slot's tokens."""
+        self.tokens[slots, self.lengths[slots]] = ids
+        self.lengths[slots] += 1
+
+    def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
+        """The sampler's view of the rows that yield logits."""
+        rows = {name: tensor[slots] for name, tensor in self._parameters.items()}
+        lengths = self.lengths[slots]
+        longest = self.tokens.shape[1] if step.penalized else 0
+        return Sampling(
+            temperature=rows["temperature"],
+            top_k=rows["top_k"],
+            top_p=rows["top_p"],
+            min_p=rows["min_p"],
+            repetition=rows["repetition"],
+            presence=rows["presence"],
+            frequency=rows["frequency"],
+            seeds=rows["seed"],
+            positions=lengths,
+            tokens=self.tokens[slots, :longest],
+            prompt_lengths=rows["prompt_length"],
+            lengths=lengths,
+            mask=self._mask(step),
+            num_logprobs=step.num_logprobs,
+            random=step.random,
+            filtered=step.filtered,
+            penalized=step.penalized,
+        )
+
+    def to_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+
+    def _mask(self, step: Step) -> torch.Tensor | None:
+        if not step.masks:
+            return None
+        words = np.full((len(step.logits), -(-self.vocabulary_size // 32)), -1, dtype=np.int32)
+        for row, mask in step.masks.items():
+            words[row] = mask
+        return self.to_device(words)
+
+    def _add(self, added: SlotAdded) -> None:
+        slot, length = added.slot, len(added.tokens)
+        self.tokens[slot, :length] = self.to_device(added.tokens)
+        self.lengths[slot] = length
+        for name in (*_REALS, *_INTEGERS):
+            self._parameters[name][slot] = getattr(added, name)
+
+    def _move(self, source: int, target: int) -> None:
+        for table in (self.tokens, self.lengths, *self.page_tables.values(), *self._parameters.values()):
+            table[target] = table[source]

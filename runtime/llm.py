@@ -1,0 +1,163 @@
+"""`LLM`: a model in this process. Prompts in, completions out, all at once or as they grow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from ..ops.manifest import fingerprint, manifest, references
+from .errors import RequestError
+from .request import RequestOutput, SamplingParams
+from .start import Loaded, Options, start
+from .template import Message
+from .tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}."""
+
+
+class LLM:
+    """A loaded model with its engine.
+
+    model: a folder in Hugging Face layout, a hub id, or None for the model that is shipped inside the package.
+    Keyword arguments are the fields of `runtime.start.Options`, under vLLM's names where vLLM has them.
+
+    >>> llm = LLM()
+    >>> llm.generate("def add(a, b):", SamplingParams(temperature=0, max_tokens=16))[0].outputs[0].text
+
+    Errors: those of `runtime.errors` (a user's to mend, one line each), `BindingError`, `ProfileError`.
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        unknown = sorted(set(options) - set(Options.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(sorted(set(Options.__dataclass_fields__) - {"model"}))
+            raise TypeError(f"LLM has no argument {', '.join(unknown)}: there are {known}")
+        self.loaded: Loaded = start(Options(model=model, **options))
+        self._ids = count()
+        for line in self.loaded.binding.warnings:
+            print(f"warning: {line}", file=sys.stderr)
+
+    @property
+    def engine(self):  # noqa: ANN201  (the type is Loaded.engine's)
+        return self.loaded.engine
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes every prompt, batched; one result a prompt, in order.
+
+        sampling_params: one for all, one for each, or None for the defaults. RequestError: nothing has been started.
+        """
+        listed = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type]
+        params = _for_each(sampling_params, len(listed))
+        encoded = [self._encode(prompt) for prompt in listed]
+        ids = self._add_all([(text, tokens, each) for (text, tokens), each in zip(encoded, params, strict=True)])
+        done: dict[str, RequestOutput] = {}
+        while len(done) < len(ids):
+            done |= {output.request_id: output for output in self.engine.step() if output.finished}
+        return [done[request_id] for request_id in ids]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Yields the growing result after each step that added to it; leaving the loop early aborts the request."""
+        text, tokens = self._encode(prompt)
+        (request_id,) = self._add_all([(text, tokens, sampling_params or SamplingParams())])
+        try:
+            while True:
+                for output in self.engine.step():
+                    if output.request_id == request_id:
+                        yield output
+                        if output.finished:
+                            return
+        finally:
+            self.engine.abort(request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Like `generate`, on conversations: a list of {"role", "content"} messages, or a list of such lists."""
+        conversations = [messages] if _is_conversation(messages) else messages
+        prompts = [
+            self.render(each, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {}))  # type: ignore[arg-type]
+            for each in conversations
+        ]
+        return self.generate(prompts, sampling_params)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any) -> Prompt:
+        """A conversation as token ids, by the checkpoint's chat template."""
+        tokenizer = self.get_tokenizer()
+        text = tokenizer.template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+    def manifest(self) -> dict[str, Any]:
+        """Which kernel serves each site, who was refused and why."""
+        return manifest(self.loaded.binding)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.loaded.binding)
+
+    @property
+    def reference_sites(self) -> list[str]:
+        """Sites that no kernel serves here."""
+        return references(self.loaded.binding)
+
+    def _add_all(self, requests: Sequence[tuple[str | None, Sequence[int], SamplingParams]]) -> list[str]:
+        added: list[str] = []
+        try:
+            for text, tokens, params in requests:
+                request_id = str(next(self._ids))
+                self.engine.add(request_id, tokens, params, text)
+                added.append(request_id)
+        except RequestError:
+            for request_id in added:
+                self.engine.abort(request_id)
+            raise
+        return added
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("the prompt is empty: give some text")
+            return prompt, self.get_tokenizer().encode(prompt)
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                return prompt.get("prompt"), _ids(prompt["prompt_token_ids"])
+            if isinstance(prompt.get("prompt"), str):
+                return self._encode(prompt["prompt"])
+            raise RequestError('a prompt object has "prompt" (text) or "prompt_token_ids"')
+        return None, _ids(prompt)
+
+
+def _ids(ids: object) -> list[int]:
+    if not isinstance(ids, Sequence) or any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
+        raise RequestError("prompt token ids are a list of whole numbers")
+    return list(ids)
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and isinstance(prompts[0], int))
+
+
+def _is_conversation(messages: Sequence[Any]) -> bool:
+    return not messages or isinstance(messages[0], Mapping)
+
+
+def _for_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise RequestError(f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each")
+    return list(params)
