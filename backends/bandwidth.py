@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-_BUDGET_S = 0.2
+_BUDGET_S = 0.15
 _MAX_PASSES = 20
 
 

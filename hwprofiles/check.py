@@ -15,11 +15,10 @@ from .facts import Misquote, facts, misquotes
 from .finding import Finding, architecture, error, flag, off
 from .format_rules import fp4_kinds, fp8_dialect
 from .memory_rules import memory_bandwidth, stacks_and_pins, usable_memory
-from .records import Vendor
 from .schema import Profile
 
 PEAK_TOLERANCE = 0.02
-LANGUAGES: dict[Vendor, set[str]] = {
+LANGUAGES: dict[str, set[str]] = {
     "nvidia": {"torch", "triton", "cuda"},
     "amd": {"torch", "triton", "hip"},
     "cpu": {"torch", "triton", "cpu"},
@@ -38,7 +37,7 @@ def _identity(profile: Profile) -> Iterator[Finding]:
     if arch is None:
         near = difflib.get_close_matches(profile.arch, known, n=1, cutoff=0.5)
         cure = f"did you mean {near[0]}? " if near else ""
-        yield flag("arch", f"{profile.arch} is not in facts/architectures.yaml", f"{cure}nothing about it was checked")
+        yield flag("arch", f"{profile.arch} is not in tables/architectures.yaml", f"{cure}nothing about it was checked")
     elif arch.vendor != profile.vendor:
         cause = f"{profile.arch} is made by {arch.vendor}, the profile says {profile.vendor}"
         yield error("arch", cause, "correct one")
@@ -50,7 +49,9 @@ def _identity(profile: Profile) -> Iterator[Finding]:
 
 
 def _languages(profile: Profile) -> Iterator[Finding]:
-    possible = LANGUAGES.get(profile.vendor, set()) if profile.backend else set[str]()
+    if profile.backend and profile.vendor not in LANGUAGES:
+        return
+    possible = LANGUAGES[profile.vendor] if profile.backend else set[str]()
     for language in sorted(set(profile.languages) - possible):
         where = f"{profile.vendor} devices" if profile.backend else "a device without a backend"
         yield error("languages", f"{language} kernels do not run on {where}", f"remove {language}")
@@ -191,9 +192,9 @@ def _known_misquotes(profile: Profile) -> Iterator[Finding]:
     for entry in misquotes():
         same_part = not entry.pci_device_ids or entry.pci_device_ids & set(profile.match.pci_device_ids)
         if entry.arch == profile.arch and same_part and _says(profile, entry):
-            right = entry.right if isinstance(entry.right, str) else f"{entry.right:g}"
+            wrong, right = (f"{word:g}" if isinstance(word, float) else word for word in (entry.wrong, entry.right))
             cure = f"write {right}" if right != "none" else "remove it"
-            yield Finding(entry.severity, entry.field, f"{entry.wrong} is a known misquote: {entry.why}", cure)
+            yield Finding(entry.severity, entry.field, f"{wrong} is a known misquote: {entry.why}", cure)
 
 
 def _says(profile: Profile, entry: Misquote) -> bool:

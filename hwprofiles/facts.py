@@ -1,6 +1,6 @@
 """Facts that profiles are held against: architectures, memory generations, and figures that are often quoted wrongly.
 
-They are data (`facts/*.yaml`): a new architecture is a new entry, not a new branch. What an entry leaves out is not
+They are data (`tables/*.yaml`): a new architecture is a new entry, not a new branch. What an entry leaves out is not
 checked.
 """
 
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from .records import Capability, MemoryKind, RateName, Rates, Record, Vendor
 
-FACTS_FOLDER = Path(__file__).with_name("facts")
+TABLES_FOLDER = Path(__file__).with_name("tables")
 
 
 class Architecture(Record):
@@ -67,10 +67,10 @@ class Facts(Record):
 
 @cache
 def facts() -> Facts:
-    return Facts.model_validate(yaml.safe_load((FACTS_FOLDER / "architectures.yaml").read_text("utf-8")))
+    return Facts.model_validate(yaml.safe_load((TABLES_FOLDER / "architectures.yaml").read_text("utf-8")))
 
 
 @cache
 def misquotes() -> tuple[Misquote, ...]:
-    entries = yaml.safe_load((FACTS_FOLDER / "misquotes.yaml").read_text("utf-8"))
+    entries = yaml.safe_load((TABLES_FOLDER / "misquotes.yaml").read_text("utf-8"))
     return tuple(Misquote.model_validate(entry) for entry in entries)

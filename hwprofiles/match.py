@@ -98,7 +98,7 @@ def _distance(report: DeviceReport, profile: Profile) -> tuple[int, bool, float]
 
 
 def _doubts(report: DeviceReport, best: Profile, pool: list[Profile], *, identified: bool) -> list[str]:
-    doubts = []
+    doubts: list[str] = []
     if report.pci_device_id is not None and not identified:
         doubts.append(f"PCI id 0x{report.pci_device_id:04x} is unknown, taken as the nearest {best.arch}")
     if report.units is not None and report.units != best.compute.units:

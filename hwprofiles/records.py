@@ -19,9 +19,11 @@ from pydantic import (
     model_serializer,
 )
 
-Vendor = Literal["nvidia", "amd", "intel", "groq", "cerebras", "cpu"]
-BackendName = Literal["cuda", "rocm", "cpu"]
-Language = Literal["torch", "triton", "cuda", "hip", "cpu"]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# Free names, because a vendor, its backend and a kernel language are added by adding their files.
+Vendor = Name
+BackendName = Name
+Language = Name
 MemoryKind = Literal["hbm", "sram", "dram"]
 RateName = Literal["fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "fp6", "fp4", "int8"]
 DtypeName = Literal[

@@ -34,9 +34,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(4 * elements * site.dtypes["x"].itemsize, 5 * elements, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     (x, weight), params = rms_norm.OP.inputs(dims, dtype, device, generator)
     return (x, random_tensor((dims["T"], dims["D"]), dtype, device, generator), weight), params
 

@@ -43,9 +43,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(moved, (ranks - 1) * elements // ranks, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     return (random_tensor((dims["T"], dims["D"]), dtype, device, generator),), {"mesh": ONE_DEVICE, "axis": "tp"}
 
 

@@ -21,9 +21,7 @@ def _label(x: torch.Tensor, residual: torch.Tensor, weight: Weight, *, eps: floa
     return weight.role
 
 
-def _check(
-    x: torch.Tensor, residual: torch.Tensor, weight: Weight, *, eps: float, mesh: Mesh, axis: str
-) -> Signature:
+def _check(x: torch.Tensor, residual: torch.Tensor, weight: Weight, *, eps: float, mesh: Mesh, axis: str) -> Signature:
     normed = add_rms_norm.OP.check(x, residual, weight, eps=eps)
     dims = {**normed.dims, "axis": axis, "ranks": mesh.size(axis)}
     return Signature(dims, normed.dtypes, normed.outputs, normed.weights)
@@ -39,9 +37,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return all_reduce.OP.cost(site, work) + add_rms_norm.OP.cost(site, work)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     args, params = add_rms_norm.OP.inputs(dims, dtype, device, generator)
     return args, {**params, "mesh": ONE_DEVICE, "axis": "tp"}
 

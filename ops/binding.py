@@ -118,9 +118,7 @@ class _Binder:
         inner = [self._bucket_score(part, bucket, demands) for part in site.parts]
         return sum(inner) / len(inner)
 
-    def _best(
-        self, site: Site, bucket: int, demands: Mapping[str, Demand]
-    ) -> tuple[Kernel | None, dict[str, Reason]]:
+    def _best(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> tuple[Kernel | None, dict[str, Reason]]:
         refused: dict[str, Reason] = {}
         best: Kernel | None = None
         for kernel in self.candidates(site):

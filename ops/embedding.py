@@ -35,9 +35,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(2 * work.rows * site.dim("D") * site.dtypes["x"].itemsize, 0, site.dtypes["x"])
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     ids = torch.randint(0, dims["V"], (dims["T"],), generator=generator)
     ids[0], ids[-1] = 0, dims["V"] - 1
     return (ids.to(device), random_weight("embedding", (dims["V"], dims["D"]), dtype, device, generator)), {}

@@ -61,9 +61,7 @@ def linear_cost(site: Site, work: Work) -> Cost:
     return Cost(site.weight_bytes + moved, 2 * work.rows * num_outputs * width, site.dtypes["x"])
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     x = random_tensor((dims["T"], dims["K"]), dtype, device, generator)
     weight = random_weight("weight", (dims["N"], dims["K"]), dtype, device, generator)
     bias = random_weight("bias", (dims["N"],), dtype, device, generator) if dims.get("bias") else None
@@ -73,8 +71,14 @@ def _inputs(
 CASES = (
     Case("llama-3.1-8b-o-decode", {"T": 1, "N": 4096, "K": 4096}, {"T": 1, "N": 64, "K": 256}),
     Case("llama-3.1-8b-qkv-prefill", {"T": 512, "N": 6144, "K": 4096}, {"T": 33, "N": 96, "K": 256}),
-    Case("qwen2.5-0.5b-qkv-bias", {"T": 8, "N": 1152, "K": 896, "bias": True}, {"T": 8, "N": 72, "K": 56, "bias": True}),
-    Case("llama-3.2-1b-logits", {"T": 4, "N": 128256, "K": 2048, "logits": True}, {"T": 3, "N": 130, "K": 64, "logits": True}),
+    Case(
+        "qwen2.5-0.5b-qkv-bias", {"T": 8, "N": 1152, "K": 896, "bias": True}, {"T": 8, "N": 72, "K": 56, "bias": True}
+    ),
+    Case(
+        "llama-3.2-1b-logits",
+        {"T": 4, "N": 128256, "K": 2048, "logits": True},
+        {"T": 3, "N": 130, "K": 64, "logits": True},
+    ),
     Case("odd", {"T": 17, "N": 1003, "K": 333}, {"T": 17, "N": 35, "K": 33}),
 )
 

@@ -36,9 +36,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return linear.linear_cost(site, work) + Cost(added * site.dtypes["x"].itemsize, added, site.dtypes["x"])
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     (x, weight, bias), _ = linear.OP.inputs(dims, dtype, device, generator)
     return (x, weight, random_tensor((dims["T"], dims["N"]), dtype, device, generator), bias), {}
 

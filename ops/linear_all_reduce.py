@@ -34,9 +34,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return linear.linear_cost(site, work) + all_reduce.OP.cost(site, work)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     (x, weight, _), _ = linear.OP.inputs(dims, dtype, device, generator)
     return (x, weight), {"mesh": ONE_DEVICE, "axis": "tp"}
 

@@ -46,9 +46,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return linear.linear_cost(site, work) + norm
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     (x, weight, bias), params = linear.OP.inputs(dims, dtype, device, generator)
     norm = random_weight("norm", (dims["K"],), dtype, device, generator)
     return (x, norm, weight, bias), {**params, "eps": 1e-5}

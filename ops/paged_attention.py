@@ -106,9 +106,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost((query + keys) * site.dtypes["x"].itemsize, operations, site.dtypes["x"])
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     queries, contexts, page_size = dims["queries"], dims["contexts"], dims["page_size"]
     pages_of = [-(-context // page_size) for context in contexts]
     window = dims.get("window", 0)
@@ -121,9 +119,25 @@ def _inputs(
     _poison_unused(pages, tables, contexts, order[-1])
     starts = torch.tensor([0, *queries], dtype=torch.int32, device=device).cumsum(0).int()
     lengths = torch.tensor(contexts, dtype=torch.int32, device=device)
-    q = random_tensor((sum(queries), dims["H"], dims["D"]), dtype, device, generator)
+    num_rows = sum(queries) + dims.get("padding", 0)
+    q = random_tensor((num_rows, dims["H"], dims["D"]), dtype, device, generator)
     params = {"scale": dims["D"] ** -0.5, "softcap": dims.get("softcap", 0.0)}
-    return (q, pages, Attending(starts, lengths, tables, max(queries))), params
+    tree = _random_trees(queries, num_rows, generator).to(device) if dims.get("tree") else None
+    return (q, pages, Attending(starts, lengths, tables, max(queries), tree)), params
+
+
+def _random_trees(queries: tuple[int, ...], num_rows: int, generator: torch.Generator) -> torch.Tensor:
+    """A tree over each request's span: a token sees itself, its parent (some token before it) and what that one sees."""
+    seen = torch.zeros((num_rows, max(queries)), dtype=torch.bool)
+    start = 0
+    for count in queries:
+        for token in range(count):
+            if token:
+                parent = int(torch.randint(token, (1,), generator=generator))
+                seen[start + token] = seen[start + parent]
+            seen[start + token, token] = True
+        start += count
+    return seen
 
 
 def _evict(
@@ -158,7 +172,8 @@ CASES = (
     _case("qwen2.5-0.5b-mixture", (14, 2, 64), ((1, 130, 7, 1), (700, 130, 300, 16)), ((1, 9, 3), (40, 9, 21))),
     _case("mistral-window", (32, 8, 128), ((1, 100), (600, 300)), ((1, 12), (60, 40)), window=20),
     _case("gemma-softcap", (8, 4, 256), ((1, 65), (200, 65)), ((1, 5), (20, 5)), softcap=50.0),
-    _case("odd", (6, 3, 10), ((3, 1), (31, 9)), ((3, 1), (31, 9)), page_size=8),
+    _case("tree", (32, 8, 128), ((8, 8), (600, 300)), ((5, 3), (37, 21)), tree=True),
+    _case("odd", (6, 3, 10), ((3, 1), (31, 9)), ((3, 1), (31, 9)), page_size=8, padding=2),
 )
 
 OP = Op(

@@ -66,9 +66,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(2 * elements * site.dtypes["x"].itemsize, 8 * elements, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     (_, _, pages, slots), _ = store_kv.OP.inputs(dims, dtype, device, generator)
     width = (dims["H"] + 2 * dims["G"]) * dims["D"]
     qkv = random_tensor((dims["T"], width), dtype, device, generator)

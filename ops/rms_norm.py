@@ -43,9 +43,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(2 * elements * site.dtypes["x"].itemsize, 4 * elements, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     x = random_tensor((dims["T"], dims["D"]), dtype, device, generator)
     return (x, random_weight("norm", (dims["D"],), dtype, device, generator)), {"eps": 1e-5}
 

@@ -49,9 +49,7 @@ def random_rotation(num_tokens: int, rotated: int, device: torch.device, generat
     return torch.cat([angles.cos(), angles.sin()], dim=-1).to(device)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     x = random_tensor((dims["T"], dims["H"], dims["D"]), dtype, device, generator)
     return (x, random_rotation(dims["T"], dims["rotated"], device, generator)), {}
 

@@ -137,9 +137,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(elements * site.dtypes["x"].itemsize, 4 * elements, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     rows, vocabulary, length = dims["L"], dims["V"], 12
     logits = 4 * random_tensor((rows, vocabulary), torch.float32, device, generator)
     index = torch.arange(rows, device=device)

@@ -40,9 +40,7 @@ def _cost(site: Site, work: Work) -> Cost:
     return Cost(3 * elements * site.dtypes["x"].itemsize, 5 * elements, torch.float32)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     return (random_tensor((dims["T"], 2 * dims["I"]), dtype, device, generator),), {}
 
 

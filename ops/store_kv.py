@@ -70,9 +70,7 @@ def random_slots(num_tokens: int, num_slots: int, device: torch.device, generato
     return slots.to(device)
 
 
-def _inputs(
-    dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> Arguments:
+def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Arguments:
     k = random_tensor((dims["T"], dims["G"], dims["D"]), dtype, device, generator)
     v = random_tensor((dims["T"], dims["G"], dims["D"]), dtype, device, generator)
     num_pages = -(-dims["T"] // dims["page_size"]) + 1

@@ -65,9 +65,7 @@ def layout_refusal(kernel: Kernel, site: Site, demands: Mapping[str, Demand]) ->
     return None
 
 
-def _environment_reason(
-    kernel: Kernel, profile: Profile, policy: Policy, missing: Mapping[str, str]
-) -> Reason | None:
+def _environment_reason(kernel: Kernel, profile: Profile, policy: Policy, missing: Mapping[str, str]) -> Reason | None:
     if kernel.language not in profile.languages:
         runs = _list(profile.languages) or "no language that kernels are written in"
         return Reason("language_missing", f"is written in {kernel.language}; {profile.name} runs {runs}")

@@ -41,9 +41,7 @@ class Recorder:
             inner = Recorder(self._ops, self._num_logits)
             op.parts(inner, *args, **params)
             parts = inner.sites
-        rows: Literal["tokens", "logits"] = (
-            "logits" if args[0].shape[op.row_axis] == self._num_logits else "tokens"
-        )
+        rows: Literal["tokens", "logits"] = "logits" if args[0].shape[op.row_axis] == self._num_logits else "tokens"
         self._add(_site(op, op.label(*args, **params), signature, rows, parts))
         outputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in signature.outputs)
         return outputs[0] if len(outputs) == 1 else outputs or None
@@ -58,9 +56,7 @@ class Recorder:
         self._sites[site.name] = replace(known, num_layers=known.num_layers + 1)
 
 
-def _site(
-    op: Op, label: str, signature: Signature, rows: Literal["tokens", "logits"], parts: tuple[Site, ...]
-) -> Site:
+def _site(op: Op, label: str, signature: Signature, rows: Literal["tokens", "logits"], parts: tuple[Site, ...]) -> Site:
     weights = tuple(_weight_spec(weight) for weight in signature.weights if len(weight.shape) == 2)
     shards = {weight.shard for weight in signature.weights} - {None}
     return Site(

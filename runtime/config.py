@@ -1,7 +1,7 @@
 """What a checkpoint's config.json says of a model, checked: the file is foreign input, and so is every number in it.
 
 Written by transformers 4 (`rope_theta` and `rope_scaling`, `torch_dtype`) or 5 (`rope_parameters`, `dtype`). A field
-that asks for what nothing here computes is refused, never ignored; `auto_map` (code in the checkpoint) is never followed.
+that asks for what nothing here computes is refused, never ignored; `auto_map` (code in the checkpoint) is not followed.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def _rope(fields: Fields, head_size: int, max_positions: int) -> tuple[float, Ma
     rotated = int(head_size * source.number("partial_rotary_factor", 0.0, 1.0, 1.0))
     if rotated < 2 or rotated % 2:
         raise ConfigError(
-            f"{fields.where}: {rotated} dimensions of each head are rotated, the number must be even and not 0"
+            f"{fields.where}: {rotated} dimensions of a head are rotated, there must be an even number of them"
         )
     scaling = _rope_scaling(fields, part, max_positions)
     try:

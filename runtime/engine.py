@@ -165,8 +165,8 @@ class Engine:
             raise RequestError("the prompt is empty: give at least one token")
         if len(ids) >= limits.max_model_len:
             raise RequestError(
-                f"the prompt has {len(ids):,} tokens, the context holds {limits.max_model_len:,} including at least one "
-                "new token: shorten it, or raise max_model_len if the model and the memory allow"
+                f"the prompt has {len(ids):,} tokens, the context holds {limits.max_model_len:,} including at least "
+                "one new token: shorten it, or raise max_model_len if the model and the memory allow"
             )
         named = [*ids, *(params.stop_token_ids or ()), *(params.allowed_token_ids or ())]
         outside = next((token for token in named if not 0 <= token < limits.vocabulary_size), None)

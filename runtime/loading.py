@@ -19,7 +19,7 @@ from ..ops.discovery import ops as all_ops
 from ..ops.layouts import PAGES_PHSD, ROW_MAJOR
 from ..ops.sample import Sampling
 from ..ops.tracing import Recorder
-from ..ops.types import DENSE, ONE_DEVICE, Attending, Layout, Pages, Site, StateGroup, Weight, dtype_name
+from ..ops.types import DENSE, ONE_DEVICE, Attending, Format, Layout, Pages, Site, StateGroup, Weight, dtype_name
 from .batch import Batch
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -37,10 +37,15 @@ _HARMLESS = re.compile(r"lm_head\.weight|.*rotary_emb\.inv_freq")
 """Tensors that some checkpoints carry beside the parameters: a tied head's copy, and what the config says already."""
 
 
-def trace(model_class: type[Model], config: ModelConfig, dtype: torch.dtype) -> tuple[Site, ...]:
+def trace(
+    model_class: type[Model], config: ModelConfig, dtype: torch.dtype, quantization: Format = DENSE
+) -> tuple[Site, ...]:
     """The sites of a model that runs in `dtype`, in the order of its pass, with the sampler's at the end."""
     config = replace(config, dtype=dtype)
-    weights = {parameter.name: _meta_weight(parameter, dtype) for parameter in model_class.parameters(config)}
+    weights = {
+        parameter.name: _allocate(parameter, stored_as(parameter, quantization), ROW_MAJOR, dtype, _META)
+        for parameter in model_class.parameters(config)
+    }
     model = model_class(config, weights, _META)
     groups = model_class.groups(config)
     state = {group.name: [_meta_pages(group)] * group.num_layers for group in groups}
@@ -50,9 +55,16 @@ def trace(model_class: type[Model], config: ModelConfig, dtype: torch.dtype) -> 
     return recorder.sites
 
 
-def _meta_weight(parameter: Parameter, dtype: torch.dtype) -> Weight:
-    values = torch.empty(parameter.shape, dtype=dtype, device=_META)
-    return Weight(parameter.role, parameter.shape, dtype, ROW_MAJOR, {"values": values}, shard=parameter.shard)
+def stored_as(parameter: Parameter, quantization: Format) -> Format:
+    """The format of a parameter: the layers' products take the one asked for; tables, norms and biases stay dense."""
+    return quantization if len(parameter.shape) == 2 and parameter.role.startswith("layers.") else DENSE
+
+
+def _allocate(parameter: Parameter, stored: Format, layout: Layout, dtype: torch.dtype, device: torch.device) -> Weight:
+    """Zeros, because a layout's padding is zero."""
+    kinds = stored.tensors(parameter.shape, dtype, layout)
+    tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in kinds.items()}
+    return Weight(parameter.role, parameter.shape, dtype, layout, tensors, stored, shard=parameter.shard)
 
 
 def _meta_pages(group: StateGroup) -> Pages:
@@ -95,11 +107,13 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    quantization: Format = DENSE,
     explicit_dtype: bool = False,
     progress: bool = True,
 ) -> dict[str, Weight]:
     """Every parameter's weight by name, in `dtype` on `device`, laid out as `layouts` says for its role.
 
+    quantization: the format in which the layers' products are kept.
     explicit_dtype: the user asked for `dtype`; without it, float16 files are not run as bfloat16 nor the other way.
     progress: a bar on standard error where that is a terminal; False shows none there either.
     Errors, before anything is allocated: CheckpointCorrupt (a tensor missing, misshapen or of no use here),
@@ -111,7 +125,10 @@ def load_weights(
         _check_dtype(entry, dtype, explicit_dtype)
     with _progress(sum(entry.num_bytes for entry in sources), progress) as advance:
         loader = _Loader(checkpoint, dtype, device, advance)
-        return {parameter.name: loader.load(parameter, _layout(parameter, layouts)) for parameter in parameters}
+        return {
+            parameter.name: loader.load(parameter, stored_as(parameter, quantization), _layout(parameter, layouts))
+            for parameter in parameters
+        }
 
 
 def check_tensors(checkpoint: Checkpoint, parameters: Sequence[Parameter]) -> None:
@@ -163,9 +180,9 @@ class _Loader:
         self._checkpoint, self._dtype, self._device, self._advance = checkpoint, dtype, device, advance
         self._buffers: dict[str, torch.Tensor] = {}
 
-    def load(self, parameter: Parameter, layout: Layout) -> Weight:
-        weight = self._allocate(parameter, layout)
-        in_place = layout is ROW_MAJOR and self._device.type == "cpu"
+    def load(self, parameter: Parameter, stored: Format, layout: Layout) -> Weight:
+        weight = _allocate(parameter, stored, layout, self._dtype, self._device)
+        in_place = stored is DENSE and layout is ROW_MAJOR and self._device.type == "cpu"
         for row0, num_rows in self._pieces(parameter, layout):
             if in_place:
                 self._fill(parameter, row0, weight.values[row0 : row0 + num_rows])
@@ -174,12 +191,6 @@ class _Loader:
                 self._fill(parameter, row0, rows)
                 weight.format.write_rows(weight, row0, rows)
         return weight
-
-    def _allocate(self, parameter: Parameter, layout: Layout) -> Weight:
-        """Zeros, because a layout's padding is zero."""
-        kinds = DENSE.tensors(parameter.shape, self._dtype, layout)
-        tensors = {name: torch.zeros(shape, dtype=dtype, device=self._device) for name, (shape, dtype) in kinds.items()}
-        return Weight(parameter.role, parameter.shape, self._dtype, layout, tensors, shard=parameter.shard)
 
     def _pieces(self, parameter: Parameter, layout: Layout) -> Iterator[tuple[int, int]]:
         """(first row, number of rows): pieces begin at a multiple of the layout's rows and fit the staging memory."""

@@ -20,7 +20,8 @@ from ..hwprofiles.schema import Profile
 from ..ops import discovery
 from ..ops.binding import Binding, bind
 from ..ops.contract import Policy
-from ..ops.types import Determinism, Site, StateGroup, dtype_name
+from ..ops.layouts import ROW_MAJOR
+from ..ops.types import DENSE, Determinism, Format, Site, StateGroup, dtype_name
 from .checkpoint import Checkpoint, resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
@@ -28,7 +29,7 @@ from .engine import Engine, Limits
 from .errors import ConfigError, DeviceError, OutOfMemory
 from .execute.slots import SlotTable
 from .execute.worker import Worker, allocate_state
-from .loading import load_weights, trace
+from .loading import load_weights, stored_as, trace
 from .model import Model, Parameter, find_model
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
@@ -46,13 +47,15 @@ class Options:
     dtype: `auto` is the checkpoint's. max_model_len: tokens of one request; None: the model's, as far as memory goes.
     gpu_memory_utilization: share of the device's free memory for weights and KV cache together; None: 0.92 of an
     accelerator's, half of a machine's. kv_cache_tokens: size of the KV cache; None: what the share leaves, at most
-    max_num_seqs requests of max_model_len. kernels: explicit choices, site or op name -> kernel name.
+    max_num_seqs requests of max_model_len. quantization: the format in which the layers' products are kept, quantized
+    at load; None: as the checkpoint has them. kernels: explicit choices, site or op name -> kernel name.
     """
 
     model: str | None = None
     revision: str | None = None
     device: str | None = None
     dtype: str = "auto"
+    quantization: str | None = None
     seed: int = 0
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -100,15 +103,16 @@ def start(options: Options) -> Loaded:
     config = replace(config, dtype=dtype)
     tokenizer = Tokenizer(folder)
     model_class = find_model(config.model_type)
-    sites = trace(model_class, config, dtype)
+    stored = find_format(options.quantization)
+    sites = trace(model_class, config, dtype, stored)
     binding = bind(sites, profile, policy(options), missing=discovery.missing_languages())
     parameters, groups = model_class.parameters(config), model_class.groups(config)
-    needed = weight_bytes(parameters, binding, dtype)
+    needed = weight_bytes(parameters, binding, dtype, stored)
     capacity = plan_capacity(options, config, groups, needed, backend.memory(device).free_bytes, profile)
     checkpoint = Checkpoint.open(folder)
     weights = load_weights(
         checkpoint, parameters, binding.weight_layouts, dtype, device,
-        explicit_dtype=options.dtype != "auto", progress=options.progress,
+        quantization=stored, explicit_dtype=options.dtype != "auto", progress=options.progress,
     )  # fmt: skip
     model = model_class(config, weights, device)
     engine = _engine(options, capacity, model, groups, binding, device, config, tokenizer)
@@ -189,13 +193,21 @@ def plan_capacity(
     return Capacity(min(wanted_length, tokens), tokens)
 
 
-def weight_bytes(parameters: tuple[Parameter, ...], binding: Binding, dtype: torch.dtype) -> int:
-    """Bytes of the weights in the layouts of the binding, padding included."""
+def find_format(name: str | None) -> Format:
+    """The weight format of that name. ConfigError: there is none, with those that there are."""
+    known = discovery.formats()
+    if name is not None and name not in known:
+        raise ConfigError(f"quantization is {name!r}: there are {', '.join(sorted(known))}")
+    return known[name] if name else DENSE
+
+
+def weight_bytes(parameters: tuple[Parameter, ...], binding: Binding, dtype: torch.dtype, quantization: Format) -> int:
+    """Bytes of the weights in their format and layout, padding included."""
     total = 0
     for parameter in parameters:
-        layout = binding.weight_layouts.get(parameter.role) if len(parameter.shape) == 2 else None
-        shape = layout.storage_shape(parameter.shape, dtype) if layout else parameter.shape
-        total += prod(shape) * dtype.itemsize
+        layout = binding.weight_layouts.get(parameter.role, ROW_MAJOR) if len(parameter.shape) == 2 else ROW_MAJOR
+        kinds = stored_as(parameter, quantization).tensors(parameter.shape, dtype, layout)
+        total += sum(prod(shape) * kind.itemsize for shape, kind in kinds.values())
     return total
 
 

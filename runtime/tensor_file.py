@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -86,7 +86,7 @@ def _entry(path: Path, name: str, given: Any, start: int) -> TensorEntry:
     return TensorEntry(name, path, _DTYPES[dtype], tuple(shape), start + offsets[0], given_bytes)
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
 
 
@@ -117,7 +117,7 @@ def read_rows(entry: TensorEntry, row0: int, out: torch.Tensor) -> None:
     if out.numel() == 0:
         return
     row_bytes = entry.num_bytes // entry.shape[0]
-    target = memoryview(out.view(torch.uint8).numpy()).cast("B")
+    target = out.view(torch.uint8).numpy().data.cast("B")
     try:
         for num_bytes in _read_at(entry.file, entry.begin + row0 * row_bytes, target):
             if num_bytes == 0:

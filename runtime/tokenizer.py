@@ -35,7 +35,7 @@ class Tokenizer:
             )
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for whatever it cannot parse
+        except Exception as error:  # noqa: BLE001  (the library raises bare Exception for whatever it cannot parse)
             raise CheckpointCorrupt(f"{path} is not a tokenizer: {error}; copy the file again") from None
         self._config = _json(folder / "tokenizer_config.json")
         self.template = ChatTemplate.read(folder, self._config)

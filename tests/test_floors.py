@@ -18,12 +18,13 @@ FLOORS = {
     "serving": 5,
     "planning": 5,
     "bench": 6,
-    "cli": 6,
-    "__main__": 7,
+    "commands": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 FOUND = ("kernels/*/*.py", "runtime/models/*.py")
 """Files that are found by listing; in `backends` and `quant`, those that define what discovery collects."""
-TORCHLESS = ("__init__.py", "__main__.py", "cli.py", "hwprofiles")
+TORCHLESS = ("__init__.py", "__main__.py", "cli.py", "commands", "hwprofiles")
 
 
 def package_files(root: Path) -> list[Path]:

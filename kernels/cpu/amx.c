@@ -85,13 +85,15 @@ static inline TARGET __attribute__((always_inline)) void amx_tile(const tile_arg
         WITH_EACH(is_tall, is_wide, TAKE);
     else
         WITH_EACH(is_tall, is_wide, CLEAR);
-    const int64_t block = BLOCK_BYTES / 2, limit = t->num_inputs * 32 - t->distance;
+    const int64_t block = BLOCK_BYTES / 2;
     for (int64_t k = 0; k < t->num_inputs; k += 32) {
         const int64_t offset = k * 32;
         const char *a = t->a + k / block * t->a_block + k % block * 2;
-        for (int line = 0; line < 1024; line += 64) {
-            __builtin_prefetch((offset < limit ? t->b[0] + t->distance : t->next[0] - limit) + offset + line);
-            if (is_wide) __builtin_prefetch((offset < limit ? t->b[1] + t->distance : t->next[1] - limit) + offset + line);
+        const char *ahead0 = read_ahead(t, 0, offset, t->num_inputs * 32);
+        const char *ahead1 = read_ahead(t, is_wide, offset, t->num_inputs * 32);
+        for (int line = 0; line < RUN_LINES * 64; line += 64) {
+            __builtin_prefetch(ahead0 + line);
+            if (is_wide) __builtin_prefetch(ahead1 + line);
         }
         tile_load(6, t->b[0] + offset, 64);
         tile_load(4, a, ROW_BYTES);

@@ -17,6 +17,7 @@ typedef struct {
     product_ops product; /* of the packed keys and values */
     int32_t packed_dtype;
     int64_t group, queries_per_tile, page_stride;
+    int page_shift; /* log2 of the page size */
     int64_t padded;       /* head size as the scores' K */
     int64_t num_d_panels;
     int64_t max_rows;     /* of a tile, rounded up */
@@ -92,35 +93,57 @@ static void take_queries(const attention_state *s, const attention_room *room, a
     memset(room->out, 0, (size_t)(s->num_d_panels * s->max_rows * PANEL * 4));
 }
 
+/* Where a key's or value's row lies in its plane. */
+static const char *row_of(const attention_state *s, attention_task task, const void *plane, int64_t key) {
+    const ambidex_attention_args *args = s->args;
+    const int64_t page = args->page_table[task.request * args->max_pages + (key >> s->page_shift)];
+    const int64_t row = (task.kv_head << s->page_shift) + (key & (args->page_size - 1));
+    return at(plane, page * s->page_stride + row * args->head_size, args->dtype);
+}
+
 static void pack_block(const attention_state *s, const attention_room *room, attention_task task, int64_t key0,
                        int64_t first_key, int64_t end_key) {
     const ambidex_attention_args *args = s->args;
-    const int64_t d = args->head_size, size = args->page_size;
+    const int64_t d = args->head_size;
     const char *keys[KEY_BLOCK], *values[KEY_BLOCK];
-    const int32_t *table = args->page_table + task.request * args->max_pages;
     for (int64_t i = 0; i < KEY_BLOCK; i++) {
         const int64_t key = key0 + i;
         keys[i] = values[i] = room->zeros;
         if (key < first_key || key >= end_key) continue;
-        const int64_t place = table[key / size] * s->page_stride + (task.kv_head * size + key % size) * d;
-        keys[i] = at(args->k_pages, place, args->dtype);
-        values[i] = at(args->v_pages, place, args->dtype);
+        keys[i] = row_of(s, task, args->k_pages, key);
+        values[i] = row_of(s, task, args->v_pages, key);
     }
     s->kernels->pack_keys(room->keys, keys, d, args->dtype, s->product.left_dtype);
     s->kernels->pack_values(room->values, values, d, args->dtype, s->product.left_dtype);
 }
 
-static void multiply(const attention_state *s, tile_args t, const char *panels, int64_t num_panels, int64_t panel_bytes) {
+/* What a product of a block prefetches: the rows of the next block, spread over its panels. */
+typedef struct {
+    attention_task task;
+    const void *plane; /* null for nothing */
+    int64_t key, end_key;
+} upcoming_rows;
+
+static void multiply(const attention_state *s, tile_args t, const char *panels, int64_t num_panels, int64_t panel_bytes,
+                     upcoming_rows upcoming) {
+    const int64_t row_bytes = s->args->head_size * size_of(s->args->dtype);
     float *c = t.c;
     for (int64_t panel = 0; panel < num_panels; panel += t.num_panels) {
         t.num_panels = (int32_t)least(s->product.max_panels, num_panels - panel);
-        for (int p = 0; p < 2; p++) t.b[p] = t.next[p] = panels + least(panel + p, num_panels - 1) * panel_bytes;
+        for (int p = 0; p < 2; p++) {
+            t.b[p] = t.next[p] = panels + least(panel + p, num_panels - 1) * panel_bytes;
+            const int64_t key = upcoming.key + (panel + p) * panel_bytes / row_bytes;
+            if (!upcoming.plane || key >= upcoming.end_key) continue;
+            t.next[p] = row_of(s, upcoming.task, upcoming.plane, key);
+        }
+        t.distance = upcoming.plane ? panel_bytes : 0;
         t.c = c + panel * t.c_panel;
         s->product.tile(&t);
     }
 }
 
-static void attend_rows(const attention_state *s, const attention_room *room, int64_t row, int64_t num_rows, int64_t key0) {
+static void attend_rows(const attention_state *s, const attention_room *room, int64_t row, int64_t num_rows, int64_t key0,
+                        upcoming_rows upcoming) {
     int64_t first[MAX_TILE_ROWS], end[MAX_TILE_ROWS], is_seen = 0;
     for (int64_t r = 0; r < num_rows; r++) {
         first[r] = room->first_key[row + r] - key0;
@@ -131,7 +154,8 @@ static void attend_rows(const attention_state *s, const attention_room *room, in
     const int64_t packed = size_of(s->packed_dtype), score_panel = MAX_TILE_ROWS * PANEL, out_panel = s->max_rows * PANEL;
     tile_args scores = {.a = room->queries + row * ROW_BYTES, .a_block = s->q_block_bytes, .num_inputs = s->padded,
                         .c = room->scores, .c_panel = score_panel, .num_rows = (int32_t)num_rows};
-    multiply(s, scores, room->keys, KEY_BLOCK / PANEL, s->padded * PANEL * packed);
+    upcoming.plane = row ? NULL : s->args->k_pages;
+    multiply(s, scores, room->keys, KEY_BLOCK / PANEL, s->padded * PANEL * packed, upcoming);
     const softmax_args online = {.scores = room->scores, .score_panel = score_panel, .num_rows = num_rows,
                                  .first_key = first, .end_key = end, .scale = s->args->scale,
                                  .softcap = s->args->softcap, .max = room->max + row, .sum = room->sum + row * PANEL,
@@ -141,7 +165,8 @@ static void attend_rows(const attention_state *s, const attention_room *room, in
     s->kernels->softmax(&online);
     tile_args out = {.a = room->weights, .num_inputs = KEY_BLOCK, .c = room->out + row * PANEL, .c_panel = out_panel,
                      .num_rows = (int32_t)num_rows, .accumulate = 1};
-    multiply(s, out, room->values, s->num_d_panels, KEY_BLOCK * PANEL * packed);
+    upcoming.plane = row ? NULL : s->args->v_pages;
+    multiply(s, out, room->values, s->num_d_panels, KEY_BLOCK * PANEL * packed, upcoming);
 }
 
 static void store_rows(const attention_state *s, const attention_room *room, attention_task task, int64_t num_rows) {
@@ -170,9 +195,10 @@ static void run_task(void *pointer, int64_t index) {
     if (s->product.begin) s->product.begin();
     for (int64_t key0 = first_key / KEY_BLOCK * KEY_BLOCK; key0 < end_key; key0 += KEY_BLOCK) {
         pack_block(s, &room, task, key0, first_key, end_key);
+        const upcoming_rows upcoming = {.task = task, .key = key0 + KEY_BLOCK, .end_key = end_key};
         for (int64_t block = 0; block < num_blocks; block++) {
             /* whole tiles: a tile may write up to its maximum of rows, which only the last block has spare */
-            attend_rows(s, &room, block * step, least(step, num_rows - block * step), key0);
+            attend_rows(s, &room, block * step, least(step, num_rows - block * step), key0, upcoming);
         }
     }
     if (s->product.end) s->product.end();
@@ -210,6 +236,7 @@ static void prepare(attention_state *s) {
     s->group = args->num_heads / args->num_kv_heads;
     s->queries_per_tile = most(1, TILE_QUERY_ROWS / s->group);
     s->page_stride = args->page_stride ? args->page_stride : args->num_kv_heads * args->page_size * args->head_size;
+    s->page_shift = __builtin_ctzll((unsigned long long)args->page_size);
     s->padded = padded_inputs(args->head_size, s->packed_dtype);
     s->num_d_panels = (args->head_size + PANEL - 1) / PANEL;
     s->max_rows = s->queries_per_tile * s->group + MAX_TILE_ROWS;

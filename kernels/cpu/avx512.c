@@ -9,6 +9,9 @@
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define v_fma(a, b, c) ((v_float)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define v_max(a, b) ((v_float)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define v_largest(v) _mm512_reduce_max_ps((__m512)(v))
+/* Weights lie in [0, 1]: that this instruction takes subnormals for zero does not matter. */
+#define STORE_WEIGHTS_BF16(p, v) _mm256_storeu_si256((void *)(p), (__m256i)_mm512_cvtneps_pbh((__m512)(v)))
 #define TILE_ROWS 14
 #define TILE_PANELS 2
 #define BF16_TILE tile_bf16
@@ -28,20 +31,20 @@ INLINE void pair_tile(const tile_args *t, const int rows, const int panels) {
     AMBIDEX_UNROLL for (int r = 0; r < rows; r++)
         AMBIDEX_UNROLL for (int p = 0; p < panels; p++)
             acc[r][p] = t->accumulate ? _mm512_loadu_ps(t->c + p * t->c_panel + r * PANEL) : _mm512_setzero_ps();
-    const char *b0 = t->b[0], *b1 = panels > 1 ? t->b[1] : t->b[0];
-    const int64_t limit = t->num_inputs * 32 - t->distance, block = BLOCK_BYTES / 2;
-    int64_t offset = 0;
-    for (int64_t k0 = 0; k0 < t->num_inputs; k0 += block) {
-        const char *a = t->a + k0 / block * t->a_block;
-        const char *end = a + 2 * least(block, t->num_inputs - k0);
-        for (; a < end; a += 4, offset += 64) {
-            __builtin_prefetch((offset < limit ? b0 + t->distance : t->next[0] - limit) + offset);
-            if (panels > 1) __builtin_prefetch((offset < limit ? b1 + t->distance : t->next[1] - limit) + offset);
-            __m512bh w0 = (__m512bh)_mm512_load_si512((const void *)(b0 + offset));
-            __m512bh w1 = panels > 1 ? (__m512bh)_mm512_load_si512((const void *)(b1 + offset)) : w0;
+    const int64_t block = BLOCK_BYTES / 2;
+    for (int64_t k = 0; k < t->num_inputs; k += 2 * RUN_LINES) {
+        const char *a = t->a + k / block * t->a_block + k % block * 2;
+        const char *b0 = t->b[0] + k * 32, *b1 = t->b[panels - 1] + k * 32;
+        const char *ahead0 = read_ahead(t, 0, k * 32, t->num_inputs * 32);
+        const char *ahead1 = read_ahead(t, panels - 1, k * 32, t->num_inputs * 32);
+        AMBIDEX_UNROLL_4 for (int line = 0; line < RUN_LINES; line++) {
+            __builtin_prefetch(ahead0 + line * 64);
+            if (panels > 1) __builtin_prefetch(ahead1 + line * 64);
+            __m512bh w0 = (__m512bh)_mm512_load_si512((const void *)(b0 + line * 64));
+            __m512bh w1 = panels > 1 ? (__m512bh)_mm512_load_si512((const void *)(b1 + line * 64)) : w0;
             AMBIDEX_UNROLL for (int r = 0; r < rows; r++) {
                 int32_t pair;
-                memcpy(&pair, a + r * ROW_BYTES, 4);
+                memcpy(&pair, a + r * ROW_BYTES + line * 4, 4);
                 __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
                 acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, w0);
                 if (panels > 1) acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, w1);

@@ -1,6 +1,6 @@
-"""embedding for the CPU: rows out of the panels that a tied output projection shares, or out of a plain table.
+"""embedding on the C library: rows out of the panels that a tied output projection shares.
 
-The plain table is preferred where the weight belongs to no product: a row of it is contiguous.
+Its priority is below that of kernels that read a plain table, whose rows are contiguous: an untied table stays plain.
 """
 
 from __future__ import annotations
@@ -24,17 +24,9 @@ def embedding_cpu(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
     return out
 
 
-def embedding_rows_cpu(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
-    return weight.values.index_select(0, ids)
-
-
 KERNELS = (
     Kernel(
         "embedding_cpu", op="embedding", language="cpu", run=embedding_cpu, dtypes=FLOATS,
-        determinism=Determinism.BATCH, priority=100, layout=PANEL16,
-    ),
-    Kernel(
-        "embedding_rows_cpu", op="embedding", language="cpu", run=embedding_rows_cpu,
-        dtypes=FLOATS | {torch.float16, torch.float64}, determinism=Determinism.BATCH, priority=110,
+        determinism=Determinism.BATCH, priority=5, layout=PANEL16,
     ),
 )  # fmt: skip

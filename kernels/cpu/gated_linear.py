@@ -13,9 +13,10 @@ from .product import product
 
 
 def gated_linear_cpu(
-    x: torch.Tensor, weight: Weight, norm: Weight | None = None, *, eps: float = 0.0, level: str
-) -> torch.Tensor:
-    return product(level, x, weight, None, norm, eps, gated=True)
+    x: torch.Tensor, weight: Weight, norm: Weight | None = None, bias: Weight | None = None, *, eps: float = 0.0,
+    level: str,
+) -> torch.Tensor:  # fmt: skip
+    return product(level, x, weight, bias, norm, eps, gated=True)
 
 
 KERNELS = (

@@ -23,14 +23,17 @@
 
 #if defined(__clang__)
 #define AMBIDEX_UNROLL _Pragma("clang loop unroll(full)")
+#define AMBIDEX_UNROLL_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define AMBIDEX_UNROLL _Pragma("GCC unroll 16")
+#define AMBIDEX_UNROLL_4 _Pragma("GCC unroll 4")
 #endif
 
 #define PANEL 16         /* rows of W in a panel, keys in a panel of keys */
 #define MAX_TILE_ROWS 32 /* rows that a tile may touch beyond its own: scratch is rounded up to this */
 #define BLOCK_BYTES 1024 /* of a row of the left operand: one K-block */
 #define ROW_BYTES 1088   /* from row to row inside a K-block: 17 cache lines, so that rows do not share sets */
+#define RUN_LINES 16     /* cache lines of a panel between two looks at where to prefetch: 32 inputs of bf16, 16 of float32 */
 #define KEY_BLOCK 64     /* keys of one pass of the online softmax */
 #define MAX_HEAD_SIZE 512
 
@@ -65,6 +68,12 @@ typedef struct {
     int32_t num_panels;
     int32_t accumulate;
 } tile_args;
+
+/* What to prefetch while the panel is read at offset. */
+static inline const char *read_ahead(const tile_args *t, int panel, int64_t offset, int64_t panel_bytes) {
+    const int64_t limit = panel_bytes - t->distance;
+    return (offset < limit ? t->b[panel] + t->distance : t->next[panel] - limit) + offset;
+}
 
 typedef struct {
     int32_t max_rows;

@@ -10,6 +10,7 @@ enum {
     STREAM_AHEAD = 2048, /* bytes of a panel that prefetches run ahead when it comes from memory */
     GROUP_ROWS = 256,    /* about 256 KiB of x a K-block */
     PART_STRIPS = 8,     /* strips of a task with many rows: their sums stay in L2 */
+    STREAM_PAIR_ROWS = 5, /* rows from which two panels at once are faster than one, even from memory */
     PARTS_A_THREAD = 6,  /* tasks a thread gets with few rows */
     SERIAL_ROWS = 8      /* rows that are copied without waking the others */
 };
@@ -175,7 +176,7 @@ static void cut(linear_state *s) {
     const int64_t num_panels = (args->num_outputs + PANEL - 1) / PANEL, threads = ambidex_num_threads();
     s->num_blocks = (args->num_rows + s->product.max_rows - 1) / s->product.max_rows;
     s->num_groups = (args->num_rows + GROUP_ROWS - 1) / GROUP_ROWS;
-    s->strip_panels = args->gated || s->num_blocks == 1 ? 1 : s->product.max_panels;
+    s->strip_panels = args->gated || args->num_rows < STREAM_PAIR_ROWS ? 1 : s->product.max_panels;
     s->num_strips = args->gated ? num_panels / 2 : (num_panels + s->strip_panels - 1) / s->strip_panels;
     s->num_parts = s->num_blocks == 1 ? threads * PARTS_A_THREAD
                                       : threads * ((s->num_strips + threads * PART_STRIPS - 1) / (threads * PART_STRIPS));

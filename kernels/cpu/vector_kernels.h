@@ -1,6 +1,6 @@
 /* The kernels of one instruction set, written once in GNU vector extensions. The including source defines
  *   LANES (4, 8 or 16), TARGET (the attribute of each function), KERNELS (the name of the set),
- *   v_fma(a, b, c), v_max(a, b), TILE_ROWS and TILE_PANELS (what fits the registers),
+ *   v_fma(a, b, c), v_max(a, b), optionally v_largest(v) (the maximum of its lanes), TILE_ROWS and TILE_PANELS (what fits the registers),
  * and, where the processor multiplies bf16, BF16_TILE, BF16_ROWS, BF16_PANELS, PACK_KEYS and PACK_VALUES.
  * Every loop over 16 columns runs over GROUP vectors of LANES, so that a column's arithmetic does not depend on LANES' place.
  */
@@ -85,6 +85,9 @@ INLINE float sum_of_group(v_group g) {
     return x[0];
 }
 
+#ifdef v_largest
+#define max_of_vector v_largest
+#else
 INLINE float max_of_vector(v_float v) {
     float x[LANES];
     memcpy(x, &v, sizeof x);
@@ -92,6 +95,7 @@ INLINE float max_of_vector(v_float v) {
         for (int i = 0; i < width; i++) x[i] = x[i + width] > x[i] ? x[i + width] : x[i];
     return x[0];
 }
+#endif
 
 /* e^x within 2 units in the last place: x = n·ln 2 + f, a polynomial of f (Cephes' coefficients), 2^n by the exponent.
  * 0 below -87.3; the largest finite result above 88.3. */
@@ -134,26 +138,26 @@ INLINE void float_tile(const tile_args *t, const int rows, const int panels, con
                     t->accumulate ? v_load(t->c + p * t->c_panel + r * PANEL + g * LANES) : (v_float){0};
     const int64_t block = BLOCK_BYTES / 4;
     const int step = is_bf16 ? 2 : 1;
-    const char *b0 = t->b[0], *b1 = panels > 1 ? t->b[1] : t->b[0];
-    const int64_t limit = t->num_inputs / step * 64 - t->distance;
-    int64_t offset = 0;
-    for (int64_t k0 = 0; k0 < t->num_inputs; k0 += block) {
-        const char *a = t->a + k0 / block * t->a_block;
-        int64_t end = least(block, t->num_inputs - k0);
-        for (int64_t k = 0; k < end; k += step, offset += 64) {
-            const char *ahead = offset < limit ? b0 + t->distance : t->next[0] - limit;
-            __builtin_prefetch(ahead + offset);
-            if (panels > 1) __builtin_prefetch((offset < limit ? b1 + t->distance : t->next[1] - limit) + offset);
+    for (int64_t k = 0; k < t->num_inputs; k += step * RUN_LINES) {
+        const char *a = t->a + k / block * t->a_block + k % block * 4;
+        const int64_t offset = k / step * 64;
+        const char *b0 = t->b[0] + offset, *b1 = t->b[panels - 1] + offset;
+        const char *ahead0 = read_ahead(t, 0, offset, t->num_inputs / step * 64);
+        const char *ahead1 = read_ahead(t, panels - 1, offset, t->num_inputs / step * 64);
+        const int num_lines = (int)least(RUN_LINES, (t->num_inputs - k) / step);
+        for (int line = 0; line < num_lines; line++) {
+            __builtin_prefetch(ahead0 + line * 64);
+            if (panels > 1) __builtin_prefetch(ahead1 + line * 64);
             for (int half = 0; half < step; half++) {
                 v_float w[TILE_PANELS * GROUP];
                 AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) {
                     v_word raw;
-                    memcpy(&raw, (i < GROUP ? b0 : b1) + offset + i % GROUP * LANES * 4, sizeof raw);
+                    memcpy(&raw, (i < GROUP ? b0 : b1) + line * 64 + i % GROUP * LANES * 4, sizeof raw);
                     w[i] = !is_bf16 ? (v_float)raw : half ? (v_float)(raw & 0xffff0000u) : (v_float)(raw << 16);
                 }
                 AMBIDEX_UNROLL for (int r = 0; r < rows; r++) {
                     float x;
-                    memcpy(&x, a + r * ROW_BYTES + (k + half) * 4, 4);
+                    memcpy(&x, a + r * ROW_BYTES + (line * step + half) * 4, 4);
                     AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) acc[r][i] = v_fma(v_all(x), w[i], acc[r][i]);
                 }
             }
@@ -359,8 +363,7 @@ static TARGET uint64_t read_bytes(const char *buffer, int64_t num_bytes) {
     v_word sums[8] = {0}, words;
     int64_t whole = num_bytes / (8 * (int64_t)sizeof words) * (8 * (int64_t)sizeof words);
     for (int64_t offset = 0; offset < whole; offset += 8 * (int64_t)sizeof words) {
-        __builtin_prefetch(buffer + offset + 4096);
-        if (sizeof words > 8) __builtin_prefetch(buffer + offset + 4096 + 4 * sizeof words);
+        for (int line = 0; line < 8 * (int)sizeof words; line += 64) __builtin_prefetch(buffer + offset + 2048 + line);
         for (int i = 0; i < 8; i++) {
             memcpy(&words, buffer + offset + i * (int64_t)sizeof words, sizeof words);
             sums[i] ^= words;
@@ -419,9 +422,13 @@ INLINE v_float masked_scores(const softmax_args *s, int64_t row, int64_t i, int6
     return x;
 }
 
+#ifndef STORE_WEIGHTS_BF16
+#define STORE_WEIGHTS_BF16 v_store_bf16
+#endif
+
 INLINE void store_weights(char *weights, v_float v, int64_t key, int32_t left_dtype) {
     if (left_dtype == AMBIDEX_BF16)
-        v_store_bf16(weights + key * 2, v);
+        STORE_WEIGHTS_BF16(weights + key * 2, v);
     else
         v_store((float *)weights + key, v);
 }

@@ -1,8 +1,9 @@
 """First come, first served, continuously: which tokens of which requests the next step computes.
 
 Running requests first (those that decode before those still in their prompt, each in order of arrival), then waiting
-ones while a slot, the token budget and pages last. A prompt longer than what is left of the budget is computed in chunks. A request is admitted when all the pages it can ever need
-are free, so an admitted request always finishes. Integers and numpy arrays only; time never enters.
+ones while a slot, the token budget and pages last. A prompt longer than what is left of the budget is computed in
+chunks. A request is admitted when all the pages it can ever need are free, so an admitted request always finishes.
+Integers and numpy arrays only; time never enters.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ambidex.hwprofiles.match import DeviceReport, match
 from ambidex.hwprofiles.reader import load
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from ambidex.hwprofiles.reader import ProfileError, check, load, load_file
 from ambidex.hwprofiles.schema import Profile
 

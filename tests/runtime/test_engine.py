@@ -35,7 +35,9 @@ def record(output: RequestOutput) -> list[tuple[list[int], list[dict[int, float]
     ]
 
 
-@pytest.mark.parametrize("params", [greedy(max_tokens=20, logprobs=2), SamplingParams(seed=5, max_tokens=20, logprobs=2)])
+@pytest.mark.parametrize(
+    "params", [greedy(max_tokens=20, logprobs=2), SamplingParams(seed=5, max_tokens=20, logprobs=2)]
+)
 def test_bits_do_not_depend_on_the_batch(llm: LLM, params: SamplingParams) -> None:
     alone = [record(llm.generate(prompt, params)[0]) for prompt in PROMPTS]
     together = [record(output) for output in llm.generate(PROMPTS, params)]

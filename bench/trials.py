@@ -1,0 +1,251 @@
+"""Trials: one kernel on one case in one dtype. What the conformance suite runs, and how it judges.
+
+The expected result is the op's reference in float64. A trial's error is max |y - expected| / max |expected| over each
+tensor that the op observes; integers must be equal. A kernel that refuses the site gives its coded reason: neither a
+failure nor a pass. Promises are tried too: two runs for `run`; a row or a request alone and in company for `batch`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from ..hwprofiles.schema import Profile
+from ..ops import discovery
+from ..ops.binding import BindingError, bind
+from ..ops.bound import BoundSite
+from ..ops.contract import Arguments, Case, Kernel, Op, Policy
+from ..ops.reference import ReferenceOps
+from ..ops.support import PageDemand, bucket_of, layout_refusal, refusal
+from ..ops.tracing import Recorder
+from ..ops.types import Attending, Cost, Determinism, Pages, Reason, Site, Work, dtype_name
+from .operands import Poison, copied, on_device, packed, request_taken, rows_taken, widened
+
+POLICY = Policy(determinism=Determinism.NONE)
+_CPU = torch.device("cpu")
+_COMPANY = 70
+"""Rows of the larger batch in which a row must keep its bits: more than two of the policy's buckets."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials run: the profile that decides who serves, the device, and the languages that cannot run here."""
+
+    profile: Profile
+    device: torch.device
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A kernel, a case (itself or its twin) and a dtype. `check` raises AssertionError with what is wrong."""
+
+    op: Op
+    kernel: Kernel
+    case: Case
+    dtype: torch.dtype
+    full: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kernel.name}-{self.case.name}-{dtype_name(self.dtype)}"
+
+    @cached_property
+    def operands(self) -> Arguments:
+        dims = self.case.dims if self.full else self.case.twin
+        seed = zlib.crc32(f"{self.op.name}:{self.case.name}".encode())
+        return self.op.inputs(dims, self.dtype, _CPU, torch.Generator().manual_seed(seed))
+
+    @cached_property
+    def site(self) -> Site:
+        args, params = on_device(self.operands, "meta")
+        recorder = Recorder(discovery.ops(), num_logits=-1)
+        getattr(recorder, self.op.name)(*args, **params)
+        return recorder.sites[0]
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.operands[0][0].shape[self.op.row_axis])
+
+    @property
+    def is_reference(self) -> bool:
+        return self.kernel.name.endswith((".reference", ".parts"))
+
+    def refusal(self, place: Place) -> Reason | None:
+        """Why the kernel cannot serve this case on the profile, in the binding's own words."""
+        if self.is_reference:
+            return None
+        bucket = bucket_of(self.num_rows, POLICY)
+        reason = refusal(self.kernel, self.site, bucket, place.profile, POLICY, place.missing)
+        pages = [arg for arg in self.operands[0] if isinstance(arg, Pages)]
+        demands = {found.group.name: PageDemand(self.kernel.page_layouts[0], found.page_size) for found in pages}
+        return reason or layout_refusal(self.kernel, self.site, demands)
+
+    def call(self, operands: Arguments, place: Place) -> Any:
+        """One run, launched as a binding would launch this number of rows, with poisoned memory."""
+        args, params = operands
+        bucket = bucket_of(int(args[0].shape[self.op.row_axis]), POLICY)
+        launch = self.kernel.launch(self.site, place.profile, bucket) if self.kernel.launch else {}
+        with Poison():
+            return self.kernel.run(*args, **params, **launch)
+
+    def packings(self, place: Place) -> Iterator[Arguments]:
+        """The operands as the kernel wants them, once for each order of page axes that it accepts."""
+        paged = any(isinstance(arg, Pages) for arg in self.operands[0])
+        for order in self.kernel.page_layouts if paged else self.kernel.page_layouts[:1]:
+            yield on_device(packed(self.operands, self.kernel.layout, order), place.device)
+
+    def check(self, place: Place) -> None:
+        for operands in self.packings(place):
+            result = self.call(operands, place)
+            self._check_outputs(result)
+            for name, y, expected in self._compared(result, operands):
+                compare(f"{self}: {name}", y, expected, self.op.tolerance[self.dtype])
+            self.check_promises(place, operands)
+
+    def _check_outputs(self, result: Any) -> None:
+        """The result has the shapes and dtypes that the op's validation announces."""
+        args, params = self.operands
+        announced = self.op.check(*args, **params).outputs
+        given = tuple((tuple(y.shape), y.dtype) for y in tensors_of(result))
+        assert given == announced, f"{self}: returns {given}, the op announces {announced}"
+
+    def _compared(self, result: Any, operands: Arguments) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        observed = self.op.observe(result, operands[0])
+        wanted = expected(self.op.name, self.case.name, self.dtype, self.full)
+        assert len(observed) == len(wanted), f"{self}: {len(observed)} tensors, the reference has {len(wanted)}"
+        for number, (y, reference) in enumerate(zip(observed, wanted, strict=True)):
+            yield f"tensor {number}", y.cpu(), reference
+
+    def check_promises(self, place: Place, fresh: Arguments) -> None:
+        if self.kernel.determinism.covers(Determinism.RUN):
+            first, second = (self._bits(operands, place) for operands in (self._unused(fresh), self._unused(fresh)))
+            assert all(map(same_bits, first, second)), f"{self}: promises determinism `run`, two runs differ"
+        if self.kernel.determinism.covers(Determinism.BATCH):
+            company = self._requests if any(isinstance(a, Attending) for a in fresh[0]) else self._rows
+            for what, alone, together in company(self._unused(fresh), place):
+                assert same_bits(alone, together), f"{self}: promises determinism `batch`, {what} differs when alone"
+
+    def _unused(self, operands: Arguments) -> Arguments:
+        """Operands that no call has written to: pages are taken from the case again."""
+        pages = [arg for arg in operands[0] if isinstance(arg, Pages)]
+        if not pages:
+            return copied(operands)
+        device = operands[0][0].device
+        return on_device(packed(self.operands, self.kernel.layout, pages[0].layout), device)
+
+    def _bits(self, operands: Arguments, place: Place) -> tuple[torch.Tensor, ...]:
+        return self.op.observe(self.call(operands, place), operands[0])
+
+    def _requests(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        args, params = operands
+        together = self.call(operands, place)
+        for number in range(next(arg for arg in args if isinstance(arg, Attending)).context_lengths.shape[0]):
+            alone, rows = request_taken(args, number)
+            yield f"request {number}", self.call((alone, params), place), together[rows]
+
+    def _rows(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        count, axis = self.num_rows, self.op.row_axis
+        many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place)
+        for row in sorted({0, count // 2, count - 1}):
+            alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place)
+            for y, company in zip(tensors_of(alone), tensors_of(many), strict=True):
+                yield f"row {row}", y[0], company[row]
+
+    @property
+    def cost(self) -> Cost:
+        return self.op.cost(self.site, work_of(self.operands[0], self.num_rows))
+
+
+def tensors_of(result: Any) -> tuple[torch.Tensor, ...]:
+    if result is None:
+        return ()
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    first, second = (tensor.contiguous().cpu().flatten().view(torch.uint8) for tensor in (a, b))
+    return torch.equal(first, second)
+
+
+def compare(what: str, y: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
+    """AssertionError unless y is as near to what is wanted as the tolerance says; NaN and infinities stand where they do."""
+    assert y.shape == wanted.shape, f"{what} has shape {list(y.shape)}, not {list(wanted.shape)}"
+    if not y.is_floating_point():
+        assert torch.equal(y, wanted), f"{what}: {int((y != wanted).sum())} of {y.numel()} integers differ"
+        return
+    y, wanted = y.double(), wanted.double()
+    finite = wanted.isfinite()
+    strange = ~torch.where(finite, y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
+    assert not strange.any(), f"{what}: {int(strange.sum())} of {y.numel()} values are NaN or infinite, and should not be"
+    if finite.any():
+        largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
+        relative = error / largest if largest else error
+        assert relative <= tolerance, f"{what}: error {relative:.2e} of the largest, the op allows {tolerance:.1e}"
+
+
+@lru_cache(maxsize=16)
+def expected(op_name: str, case_name: str, dtype: torch.dtype, full: bool) -> tuple[torch.Tensor, ...]:
+    """What the op observes of its reference in float64."""
+    op = discovery.ops()[op_name]
+    case = next(case for case in op.cases if case.name == case_name)
+    args, params = widened(Trial(op, reference_kernel(op), case, dtype, full).operands)
+    return op.observe(ReferenceOps(discovery.ops()).function(op)(*args, **params), args)
+
+
+def reference_kernel(op: Op) -> Kernel:
+    """The op's reference, or its parts by their references, tried like a kernel: in the operands' own dtype."""
+    name, level = ("reference", op.determinism) if op.reference else ("parts", Determinism.RUN)
+    run: Callable[..., Any] = ReferenceOps(discovery.ops()).function(op)
+    return Kernel(f"{op.name}.{name}", op.name, "torch", run, frozenset(op.tolerance), level, priority=0)
+
+
+def trials(pattern: str = "*", *, full: bool = False) -> list[Trial]:
+    """Every kernel whose name fits the pattern (references too, as `<op>.reference`) × its op's cases × its dtypes."""
+    found = []
+    for op in discovery.ops().values():
+        serving = [kernel for kernel in discovery.kernels().values() if kernel.op == op.name]
+        for kernel in (reference_kernel(op), *sorted(serving, key=lambda kernel: kernel.name)):
+            if fnmatch(kernel.name, pattern):
+                dtypes = [dtype for dtype in op.tolerance if dtype in kernel.dtypes]
+                found += [Trial(op, kernel, case, dtype, full) for case in op.cases for dtype in dtypes]
+    return found
+
+
+def work_of(args: tuple[Any, ...], num_rows: int) -> Work:
+    """The dynamic sizes of a call, counted from its operands."""
+    attending = next((arg for arg in args if isinstance(arg, Attending)), None)
+    if attending is None:
+        return Work(rows=num_rows)
+    window = next(arg for arg in args if isinstance(arg, Pages)).group.window
+    queries, contexts = attending.query_starts.diff().tolist(), attending.context_lengths.tolist()
+    kept = [min(context, window + query - 1) if window else context for query, context in zip(queries, contexts, strict=True)]
+    seen = [
+        min(context - query + row + 1, window or context)
+        for query, context in zip(queries, contexts, strict=True)
+        for row in range(query)
+    ]
+    return Work(num_rows, len(queries), sum(kept), sum(seen))
+
+
+def traced(trial: Trial, place: Place) -> list[str]:
+    """The sites of the case's call and who serves them on the profile, a line each, parts below their composite."""
+    try:
+        binding = bind((trial.site,), place.profile, POLICY, missing=place.missing)
+    except BindingError as error:
+        return [f"{trial.site.name}: {error}"]
+    return list(_lines(binding.sites[0], bucket_of(trial.num_rows, POLICY), ""))
+
+
+def _lines(bound: BoundSite, bucket: int, indent: str) -> Iterator[str]:
+    choice = next(choice for choice in bound.choices if choice.bucket == bucket)
+    launch = " ".join(f"{name}={value}" for name, value in choice.launch.items())
+    yield f"{indent}{bound.site.name}: {choice.chosen} {launch}".rstrip()
+    yield from (f"{indent}  not {name}: {reason}" for name, reason in choice.refused.items())
+    for part in bound.parts:
+        yield from _lines(part, bucket, indent + "    ")

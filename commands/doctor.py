@@ -1,0 +1,115 @@
+"""`ambidex doctor`: what there is to run with, what is missing, and how to get it. Works without torch, too."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+import typer
+
+from . import options
+from .failures import describe
+from .table import fields
+
+_PACKAGES = ("torch", "triton", "tokenizers", "safetensors", "huggingface_hub", "transformers")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
+
+
+def doctor(as_object: options.AsJson = False) -> None:
+    """Check the environment. Ends with 0 if a model can run here."""
+    findings = examined()
+    print(json.dumps(findings) if as_object else shown(findings))
+    if not findings["can_run"]:
+        raise typer.Exit(1)
+
+
+def examined() -> dict[str, Any]:
+    """Every finding as plain values; `problems` says what keeps something from running, each with its cure."""
+    from .. import __version__
+
+    found: dict[str, Any] = {
+        "ambidex": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": None,
+        "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "languages": {},
+        "embedded_model": None,
+        "devices": [],
+        "problems": {},
+        "can_run": False,
+    }
+    try:
+        found |= _with_torch()
+    except Exception as error:  # noqa: BLE001  (whatever it is, it is what the doctor has to report)
+        found["problems"]["torch"] = describe(error)[0]
+    return found
+
+
+def _version(package: str) -> str | None:
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "installed, version unknown"
+
+
+def _with_torch() -> dict[str, Any]:
+    import torch
+
+    from ..ops.discovery import languages, missing_languages
+    from .devices import inventory
+
+    inventoried, missing = inventory(), missing_languages()
+    model = _embedded_model()
+    return {
+        "threads": torch.get_num_threads(),
+        "languages": {name: missing.get(name, "ready") for name in languages()},
+        "embedded_model": model,
+        "devices": inventoried["devices"],
+        "problems": {**inventoried["missing"], **{f"kernels/{name}": reason for name, reason in missing.items()}},
+        "can_run": any(device["profile"] for device in inventoried["devices"]),
+    }
+
+
+def _embedded_model() -> str:
+    from ..runtime.config import read_config
+    from ..runtime.start import resolve_model
+
+    try:
+        config = read_config(resolve_model(None))
+    except ValueError as error:
+        return describe(error)[0]
+    return f"{config.model_type}, {config.num_layers} layers of {config.hidden_size}"
+
+
+def shown(findings: dict[str, Any]) -> str:
+    """The findings as text."""
+    packages = [f"{name} {version or '(not installed)'}" for name, version in findings["packages"].items()]
+    variables = ", ".join(f"{name}={value}" for name, value in findings["thread_variables"].items())
+    lines = [
+        ("ambidex", findings["ambidex"]),
+        ("python", findings["python"]),
+        ("system", findings["system"]),
+        ("packages", ", ".join(packages)),
+        ("threads", f"{findings['threads'] or '–'} of torch on {findings['cores']} cores{variables and f' ({variables})'}"),
+        ("model", f"embedded: {findings['embedded_model'] or '–'}"),
+        *((f"kernels/{name}", state) for name, state in findings["languages"].items() if state == "ready"),
+        *(("device", _device(device)) for device in findings["devices"]),
+    ]
+    verdict = "a model can run here" if findings["can_run"] else "nothing can run here: see what is missing"
+    problems = [("missing", f"{name}: {reason}") for name, reason in findings["problems"].items()]
+    return fields([*lines, *problems, ("verdict", verdict)])
+
+
+def _device(device: dict[str, Any]) -> str:
+    profile = f"profile {device['profile']} ({device['match']})" if device["profile"] else device["reason"]
+    return f"{device['device']}, {device['name']}, {profile}, {device['free_bytes'] / 2**30:.1f} GiB free"

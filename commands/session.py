@@ -1,0 +1,163 @@
+"""Between the options of a command and an engine: a loaded model, its sampling defaults, and the facts of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..runtime.errors import RequestError
+from ..runtime.request import RequestOutput, SamplingParams
+
+if TYPE_CHECKING:
+    from ..runtime.llm import LLM
+    from ..runtime.start import Loaded
+
+MIB, GIB = 2**20, 2**30
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model; `defaults` are the sampling parameters that its generation_config.json names."""
+
+    llm: LLM
+    name: str
+    defaults: Mapping[str, Any]
+    seconds_to_load: float
+
+    def params(self, asked: Mapping[str, Any]) -> SamplingParams:
+        return SamplingParams(**{**self.defaults, **asked})
+
+
+def load(model: str | None, **options: Any) -> Session:
+    """Loads a model for one command. Errors: those of `LLM`."""
+    from time import perf_counter
+
+    from ..runtime.llm import LLM
+    from ..runtime.start import resolve_model
+
+    begun = perf_counter()
+    folder = resolve_model(model)
+    defaults = sampling_defaults(folder / "generation_config.json")
+    llm = LLM(str(folder), **options)
+    return Session(llm, model or "embedded", defaults, perf_counter() - begun)
+
+
+def sampling_defaults(path: Any) -> dict[str, Any]:
+    """Sampling parameters that a generation_config.json names and that are in their range; {} where there is none."""
+    from ..runtime.fields import read_json
+
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    named = {name: values[name] for name in _SAMPLED if values.get(name) is not None}
+    return {name: value for name, value in named.items() if _serves(name, value)}
+
+
+def _serves(name: str, value: object) -> bool:
+    try:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    except RequestError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where and how fast a request ran. Rates are None where it had a single token."""
+
+    device: str
+    profile: str
+    fingerprint: str
+    decode_tokens_per_s: float | None
+    read_bandwidth_gb_per_s: float
+    bytes_per_step: int
+    share_of_roofline: float | None
+
+    def line(self) -> str:
+        """The one line that ends a run."""
+        speed = "one token, no decode speed"
+        if self.decode_tokens_per_s is not None and self.share_of_roofline is not None:
+            speed = f"{self.decode_tokens_per_s:,.1f} tok/s · {self.share_of_roofline:.0%} of the roofline"
+        return f"{self.device} · {self.profile} · {self.fingerprint} · {speed}"
+
+
+def facts(session: Session, output: RequestOutput) -> Facts:
+    """The facts of a finished request; the bandwidth under its roofline is measured now, on the same device."""
+    from ..planning.step_cost import decode_bytes
+
+    loaded = session.llm.loaded
+    lengths = [len(each.token_ids) for each in output.outputs]
+    sites = [bound.site for bound in loaded.binding.sites]
+    context = len(output.prompt_token_ids) + sum(lengths) / (2 * len(lengths))
+    num_bytes = decode_bytes(sites, len(lengths), context)
+    bandwidth = loaded.backend.read_bandwidth_gb_per_s(loaded.device)
+    timed, num_steps = timings(output), max(lengths) - 1
+    seconds = timed["decode_s"] / num_steps if timed["decode_s"] and num_steps else None
+    return Facts(
+        device=f"{device_name(loaded)} ({loaded.report.name or loaded.profile.title})",
+        profile=loaded.profile.name,
+        fingerprint=session.llm.fingerprint,
+        decode_tokens_per_s=(sum(lengths) - len(lengths)) / timed["decode_s"] if seconds and timed["decode_s"] else None,
+        read_bandwidth_gb_per_s=round(bandwidth, 2),
+        bytes_per_step=num_bytes,
+        share_of_roofline=num_bytes / (bandwidth * 1e9) / seconds if seconds else None,
+    )
+
+
+def device_name(loaded: Loaded) -> str:
+    return f"{loaded.backend.name}:{loaded.report.index}"
+
+
+def timings(output: RequestOutput) -> dict[str, float | None]:
+    """Seconds: waiting, to the first token (from arrival), of decode (behind the first token), in all."""
+    metrics = output.metrics
+    scheduled, first, end = metrics.first_scheduled_time, metrics.first_token_time, metrics.finished_time
+    arrival = metrics.arrival_time
+    return {
+        "queued_s": scheduled - arrival if scheduled is not None else None,
+        "first_token_s": first - arrival if first is not None else None,
+        "decode_s": end - first if first is not None and end is not None else None,
+        "total_s": end - arrival if end is not None else None,
+    }
+
+
+def as_json(session: Session, output: RequestOutput) -> dict[str, Any]:
+    """A finished request as one object: the first completion's fields at the top, all of them in `outputs`."""
+    first = output.outputs[0]
+    return {
+        "model": session.name,
+        "prompt": output.prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "text": first.text,
+        "token_ids": first.token_ids,
+        "finish_reason": first.finish_reason,
+        "outputs": [asdict(each) for each in output.outputs],
+        "timings": {"load_s": session.seconds_to_load, **timings(output)},
+        "facts": asdict(facts(session, output)),
+    }
+
+
+def decisions(session: Session) -> list[str]:
+    """What was decided on the way to this engine, and on what grounds: one line each."""
+    llm, loaded = session.llm, session.llm.loaded
+    config, group_pages = loaded.config, loaded.binding.page_demands
+    match = loaded.backend.profile(loaded.report)
+    length = llm.engine.limits.max_model_len
+    pages = ", ".join(f"{name}: {demand.page_size} tokens, {demand.layout.name}" for name, demand in group_pages.items())
+    references = llm.reference_sites
+    return [
+        f"model      {session.name}: {config.model_type}, {config.num_layers} layers of {config.hidden_size}, "
+        f"{config.num_heads}/{config.num_kv_heads} heads of {config.head_size}, vocabulary {config.vocabulary_size:,}",
+        f"device     {device_name(loaded)}: {loaded.report.name}; "
+        f"{loaded.backend.memory(loaded.device).free_bytes / GIB:.1f} GiB free",
+        f"profile    {loaded.profile.name} ({match.kind}: {match.reason})",
+        f"dtype      {str(loaded.dtype).removeprefix('torch.')}",
+        f"weights    {loaded.weight_bytes / MIB:,.1f} MiB in {session.seconds_to_load:.2f} s",
+        f"KV cache   {loaded.kv_cache_tokens:,} tokens, {loaded.kv_cache_bytes / MIB:,.1f} MiB; pages {pages}",
+        f"requests   at most {length:,} tokens each; {loaded.kv_cache_tokens // length} of that length at once",
+        f"binding    {len(loaded.binding.sites)} sites, determinism {loaded.binding.policy.determinism}; "
+        f"by the reference: {', '.join(references) or 'none'} ({llm.fingerprint})",
+        f"sampling   {dict(session.defaults) or 'no defaults'} (generation_config.json)",
+    ]
