@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-
 from .commands.chat import chat
 from .commands.devices import devices
 from .commands.doctor import doctor
@@ -96,4 +95,9 @@ def _refused(error: Exception) -> int:
 
 
 def main() -> None:
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has gone; what is left must not be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

@@ -28,7 +28,8 @@ class AmbidexContender:
     def loaded(self) -> dict[str, Any]:
         loaded = self._llm.loaded
         sites = [bound.site for bound in loaded.binding.sites]
-        costs = {name: step_cost(sites, [(first, count) for first, count in spans]) for name, spans in self._steps.items()}
+        spans = {name: [(first, count) for first, count in step] for name, step in self._steps.items()}
+        costs = {name: step_cost(sites, step) for name, step in spans.items()}
         return {
             "folder": str(self._folder),
             "vocabulary_size": loaded.config.vocabulary_size,

@@ -157,7 +157,7 @@ def contenders(plan: Plan) -> Iterator[list[Process]]:
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Runs the plan; the result as JSON-able values, vLLM's keys (`avg_latency`, `latencies`, `percentiles`) among them."""
+    """Runs the plan. JSON-able values, vLLM's keys (`avg_latency`, `latencies`, `percentiles`) among them."""
     with contenders(plan) as processes:
         answers = _repeat(plan, processes)
         memory = {process.name: process.ask(measure="memory") for process in processes}

@@ -88,7 +88,7 @@ SHAPES = {
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> None:
-    """Writes config.json, generation_config.json, tokenizer.json and the weights into `folder`, always the same ones."""
+    """Writes config.json, generation_config.json, tokenizer.json and the weights into `folder`."""
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
     (folder / "generation_config.json").write_text("{}", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
@@ -101,8 +101,8 @@ def _write_tokenizer(path: Path) -> None:
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(path))
 
 

@@ -7,6 +7,7 @@ the first token is that of a generation of one token, so decode is the differenc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,15 +19,14 @@ class TransformersContender:
     """options: `model` (a folder) and `dtype` (a torch name)."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        from transformers import AutoModelForCausalLM, __version__
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        transformers: Any = import_module("transformers")  # typed as Any: its own types change from release to release
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         dtype = getattr(torch, options["dtype"])
-        self._version = __version__
-        self._model = AutoModelForCausalLM.from_pretrained(options["model"], dtype=dtype, use_safetensors=True)
-        self._model.eval()
+        self._version = transformers.__version__
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            options["model"], dtype=dtype, use_safetensors=True
+        ).eval()
 
     def loaded(self) -> dict[str, Any]:
         parameters = {id(each): each for each in self._model.parameters()}.values()

@@ -17,7 +17,7 @@ GIB = 2**30
 def devices(as_object: options.AsJson = False) -> None:
     """List the devices, and the backends that are missing.
 
-    Each device with the profile that describes it, how sure that is, and its memory; each missing backend with the cure.
+    Each device with its memory and the profile that describes it, each missing backend with the cure.
     """
     found = inventory()
     print(json.dumps(found) if as_object else shown(found))
@@ -30,9 +30,7 @@ def inventory() -> dict[str, Any]:
     listed = places()
     with_devices = {place.backend.name for place in listed}
     absent = {
-        name: backend.missing() or "no device answers"
-        for name, backend in found().items()
-        if name not in with_devices
+        name: backend.missing() or "no device answers" for name, backend in found().items() if name not in with_devices
     }
     return {"devices": [_device(place) for place in listed], "missing": absent}
 

@@ -95,12 +95,13 @@ def shown(findings: dict[str, Any]) -> str:
     """The findings as text."""
     packages = [f"{name} {version or '(not installed)'}" for name, version in findings["packages"].items()]
     variables = ", ".join(f"{name}={value}" for name, value in findings["thread_variables"].items())
+    threads = f"{findings['threads'] or '–'} of torch on {findings['cores']} cores"
     lines = [
         ("ambidex", findings["ambidex"]),
         ("python", findings["python"]),
         ("system", findings["system"]),
         ("packages", ", ".join(packages)),
-        ("threads", f"{findings['threads'] or '–'} of torch on {findings['cores']} cores{variables and f' ({variables})'}"),
+        ("threads", f"{threads} ({variables})" if variables else threads),
         ("model", f"embedded: {findings['embedded_model'] or '–'}"),
         *((f"kernels/{name}", state) for name, state in findings["languages"].items() if state == "ready"),
         *(("device", _device(device)) for device in findings["devices"]),

@@ -25,7 +25,7 @@ def explain(
     model_option: options.ModelOption = None,
     profile: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Any profile, or a YAML file; this machine's best device where none is named."),
+        typer.Option(metavar="NAME", help="Any profile, or a YAML file; by default the best device here."),
     ] = None,
     site: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="Only these sites or ops, as in 'linear@*' or sample.")

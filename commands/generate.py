@@ -49,8 +49,8 @@ def generate(
     profile, hash of the kernels' manifest, tokens a second, share of the memory roofline.
     """
     asked = options.given(
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, stop=stop, n=n,
-        logprobs=logprobs, ignore_eos=ignore_eos or None,
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, stop=stop,
+        n=n, logprobs=logprobs, ignore_eos=ignore_eos or None,
     )  # fmt: skip
     SamplingParams(**asked)  # refused before a model is loaded
     if logprobs is not None and not as_object:
@@ -93,16 +93,19 @@ def answer(session: Session, prompt: Prompt, params: SamplingParams, *, as_objec
 
 def stream(session: Session, prompt: Prompt, params: SamplingParams) -> RequestOutput:
     """Prints the text as it grows, then a line's end if it has none; the finished request."""
-    last: RequestOutput | None = None
-    for last, piece in pieces(session, prompt, params):
+    output: RequestOutput | None = None
+    for growing, piece in pieces(session, prompt, params):
+        output = growing
         print(piece, end="", flush=True)
-    assert last is not None
-    if not last.outputs[0].text.endswith("\n"):
+    assert output is not None
+    if not output.outputs[0].text.endswith("\n"):
         print(flush=True)
-    return last
+    return output
 
 
-def pieces(session: Session, prompt: Prompt, params: SamplingParams) -> Generator[tuple[RequestOutput, str], None, None]:
+def pieces(
+    session: Session, prompt: Prompt, params: SamplingParams
+) -> Generator[tuple[RequestOutput, str], None, None]:
     """The growing request and the text that came with each step."""
     num_shown = 0
     for output in session.llm.stream(prompt, params):

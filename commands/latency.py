@@ -27,7 +27,6 @@ GIB = 2**30
 _COMPARABLE = ("transformers",)
 
 
-
 def latency(
     more: Annotated[list[int] | None, typer.Argument(metavar="N", hidden=True)] = None,
     model: Annotated[
@@ -98,7 +97,7 @@ def _sizes(given: list[str] | None, more: list[int] | None) -> tuple[int, ...]:
 
 @contextmanager
 def _checkpoint(shape: str | None) -> Iterator[str | None]:
-    """The folder of a random checkpoint, as long as it is needed; written by another process, to keep this one small."""
+    """The folder of a random checkpoint, as long as it is needed. Another process writes it: this one stays small."""
     if shape is None:
         yield None
         return
@@ -130,7 +129,7 @@ def _version(package: str) -> str | None:
 def shown(result: dict[str, Any], plan: Plan) -> str:
     """The result as a table with its conditions."""
     names = list(result["contenders"])
-    header = ["tokens/s, median (min–max)", *names, *(f"× {name}" for name in names[1:]), "of bandwidth"]
+    header = ["tokens/s: median (min–max)", *names, *(f"× {name}" for name in names[1:]), "of roofline"]
     rows = [header, *(_line(result, case.name, names) for case in plan.cases())]
     columns = range(1, len(header))
     return "\n".join([table(rows, numbers=columns), "", _memory_table(result), "", _conditions(result, plan)])
@@ -139,8 +138,8 @@ def shown(result: dict[str, Any], plan: Plan) -> str:
 def _line(result: dict[str, Any], case: str, names: list[str]) -> list[str]:
     rows = {row["contender"]: row for row in result["measurements"] if row["case"] == case}
     ratios = [f"{result['ratios'][case][name]:.2f}" for name in names[1:]]
-    return [case, *(_rate(rows[name]["tokens_per_s"]) for name in names), *ratios,
-            f"{rows['ambidex']['share_of_bandwidth']:.0%}"]  # fmt: skip
+    share = "" if rows["ambidex"]["kind"] == "prefill" else f"{rows['ambidex']['share_of_bandwidth']:.0%}"
+    return [case, *(_rate(rows[name]["tokens_per_s"]) for name in names), *ratios, share]
 
 
 def _rate(rate: dict[str, float]) -> str:

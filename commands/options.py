@@ -55,7 +55,7 @@ def kernel_choices(given: list[str] | None) -> dict[str, str]:
     for pair in given or ():
         site, equals, kernel = pair.partition("=")
         if not (site and equals and kernel):
-            raise typer.BadParameter(f"{pair!r} is not SITE=NAME, as in linear@lm_head=reference", param_hint="--kernel")
+            raise typer.BadParameter(f"{pair!r} is not SITE=NAME, as in linear=reference", param_hint="--kernel")
         choices[site] = kernel
     return choices
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _HEADER = ("profile", "memory", "GB/s", "bf16", "fp8", "fp4", "TDP W", "EUR/h", "backend")
 _LEGEND = (
-    "Memory in GiB as the driver reports it, dense TFLOPS; – is unknown, none, or read from the device. Prices are quoted, "
-    "not facts. `ambidex profiles NAME` shows every field with its source."
+    "Memory in GiB as the driver reports it, dense TFLOPS; – is unknown, none, or read from the device. "
+    "Prices are quoted, not facts. `ambidex profiles NAME` shows every field with its source."
 )
 
 
@@ -76,8 +76,10 @@ def shown(profile: Profile) -> str:
     for path, value in leaves:
         mark = "  (unverified)" if path in unverified else ""
         lines.append(wrapped(f"{path.ljust(longest)}  ", f"{value}{mark}"))
-    sources = [wrapped(f"  {field}: ", source) for field, source in profile.sources.items()]
-    return "\n".join([*lines, *(["", "sources, each for its field and what lies under it", *sources] if sources else [])])
+    if profile.sources:
+        lines += ["", "sources, each for its field and what lies under it"]
+    lines += [wrapped(f"  {field}: ", source) for field, source in profile.sources.items()]
+    return "\n".join(lines)
 
 
 def _leaves(value: object, path: str = "") -> Iterator[tuple[str, str]]:

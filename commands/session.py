@@ -93,13 +93,13 @@ def facts(session: Session, output: RequestOutput) -> Facts:
     context = len(output.prompt_token_ids) + sum(lengths) / (2 * len(lengths))
     num_bytes = decode_bytes(sites, len(lengths), context)
     bandwidth = loaded.backend.read_bandwidth_gb_per_s(loaded.device)
-    timed, num_steps = timings(output), max(lengths) - 1
-    seconds = timed["decode_s"] / num_steps if timed["decode_s"] and num_steps else None
+    decode_s, num_steps = timings(output)["decode_s"], max(lengths) - 1
+    seconds = decode_s / num_steps if decode_s and num_steps else None
     return Facts(
         device=f"{device_name(loaded)} ({loaded.report.name or loaded.profile.title})",
         profile=loaded.profile.name,
         fingerprint=session.llm.fingerprint,
-        decode_tokens_per_s=(sum(lengths) - len(lengths)) / timed["decode_s"] if seconds and timed["decode_s"] else None,
+        decode_tokens_per_s=(sum(lengths) - len(lengths)) / decode_s if decode_s and num_steps else None,
         read_bandwidth_gb_per_s=round(bandwidth, 2),
         bytes_per_step=num_bytes,
         share_of_roofline=num_bytes / (bandwidth * 1e9) / seconds if seconds else None,
@@ -142,10 +142,10 @@ def as_json(session: Session, output: RequestOutput) -> dict[str, Any]:
 def decisions(session: Session) -> list[str]:
     """What was decided on the way to this engine, and on what grounds: one line each."""
     llm, loaded = session.llm, session.llm.loaded
-    config, group_pages = loaded.config, loaded.binding.page_demands
+    config, demands = loaded.config, loaded.binding.page_demands
     match = loaded.backend.profile(loaded.report)
     length = llm.engine.limits.max_model_len
-    pages = ", ".join(f"{name}: {demand.page_size} tokens, {demand.layout.name}" for name, demand in group_pages.items())
+    pages = ", ".join(f"{name}: {demand.page_size} tokens, {demand.layout.name}" for name, demand in demands.items())
     references = llm.reference_sites
     return [
         f"model      {session.name}: {config.model_type}, {config.num_layers} layers of {config.hidden_size}, "

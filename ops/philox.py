@@ -38,8 +38,29 @@ def uniform(seeds: torch.Tensor, positions: torch.Tensor, width: int) -> torch.T
     seeds, positions: [L] int64. 23 bits and a half, so that neither 0 nor 1 can come out in float32.
     """
     groups = torch.arange(-(-width // 4), device=seeds.device)[None, :]
-    position, seed = positions[:, None], seeds[:, None]
-    zero = torch.zeros_like(groups)
-    counters = (groups, position & _MASK, (position >> 32) & _MASK, zero)
-    words = torch.stack(philox(counters, (seed & _MASK, (seed >> 32) & _MASK)), dim=-1).flatten(1)[:, :width]
+    words = torch.stack(_words(seeds[:, None], positions[:, None], groups), dim=-1).flatten(1)[:, :width]
+    return _fraction(words)
+
+
+def uniform_at(seed: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The columns `tokens` ([n] int64) of one row of `uniform`, without the others. seed, position: scalars."""
+    words = torch.stack(_words(seed, position, tokens // 4), dim=-1)
+    return _fraction(words.gather(-1, (tokens % 4)[:, None])[:, 0])
+
+
+def _words(seeds: torch.Tensor, positions: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    counters = (groups, positions & _MASK, (positions >> 32) & _MASK, torch.zeros_like(groups))
+    return philox(counters, (seeds & _MASK, (seeds >> 32) & _MASK))
+
+
+def _fraction(words: torch.Tensor) -> torch.Tensor:
     return ((words >> 9).float() + 0.5) * 2.0**-23
+
+
+def gumbel(uniforms: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise -log(-log(u)): added to logits, the largest sum is a draw from their softmax."""
+    return -torch.log(-torch.log(uniforms))
+
+
+MAX_GUMBEL = 16.7
+"""Above the largest noise that `uniform` can give: its numbers are at most 1 - 2^-24."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .contract import Arguments, Case, Op, Signature
-from .philox import uniform
+from .philox import gumbel, uniform
 from .types import Cost, Site, Work
 from .validation import expect_shape, random_tensor
 
@@ -113,23 +113,28 @@ def _draw(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     scaled = logits / torch.where(drawn, sampling.temperature, 1.0)[:, None]
     if sampling.filtered:
         scaled = filtered(scaled, sampling)
-    noise = -torch.log(-torch.log(uniform(sampling.seeds, sampling.positions, logits.shape[1])))
+    noise = gumbel(uniform(sampling.seeds, sampling.positions, logits.shape[1]))
     return torch.where(drawn, (scaled + noise).argmax(-1), greedy)
+
+
+def processed(raw: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What tokens are drawn from: the raw logits, masked and penalized where that was asked for."""
+    allowed = raw if sampling.mask is None else masked(raw, sampling.mask)
+    return penalized(allowed, sampling) if sampling.penalized else allowed
+
+
+def with_logprobs(raw: torch.Tensor, ids: torch.Tensor, num_logprobs: int) -> tuple[torch.Tensor, ...]:
+    """The op's results for the chosen ids."""
+    # log_softmax sums each row in one order, whatever the number of rows and threads (logsumexp splits a lone row).
+    logprobs = raw.log_softmax(-1)
+    chosen = logprobs.gather(1, ids[:, None])[:, 0]
+    top = logprobs.topk(num_logprobs, dim=-1)
+    return ids, chosen, top.indices, top.values
 
 
 def _reference(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, ...]:
     raw = logits.float()
-    processed = raw
-    if sampling.mask is not None:
-        processed = masked(processed, sampling.mask)
-    if sampling.penalized:
-        processed = penalized(processed, sampling)
-    ids = _draw(processed, sampling)
-    # log_softmax sums each row in one order, whatever the number of rows and threads (logsumexp splits a lone row).
-    logprobs = raw.log_softmax(-1)
-    chosen = logprobs.gather(1, ids[:, None])[:, 0]
-    top = logprobs.topk(sampling.num_logprobs, dim=-1)
-    return ids, chosen, top.indices, top.values
+    return with_logprobs(raw, _draw(processed(raw, sampling), sampling), sampling.num_logprobs)
 
 
 def _cost(site: Site, work: Work) -> Cost:

@@ -41,7 +41,7 @@ def step_cost(sites: Iterable[Site], spans: Sequence[Span]) -> Cost:
     return Cost(num_bytes, num_operations, costs[0][0].dtype)
 
 
-def decode_bytes(sites: Iterable[Site], num_requests: int, context_tokens: float) -> float:
+def decode_bytes(sites: Iterable[Site], num_requests: int, context_tokens: float) -> int:
     """Bytes that a step moves which gives each request one token, at `context_tokens` of context on average."""
     first = max(int(context_tokens) - 1, 0)
     return step_cost(sites, [(first, 1)] * num_requests).num_bytes

@@ -198,36 +198,37 @@ class Library:
     """Where the threads come from, or why there is only one."""
     functions: ctypes.CDLL
 
-    def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self.functions, f"ambidex_{name}")(*arguments)
-        if status != 0:
-            raise KernelError(f"ambidex_{name} refused its arguments: {Status(status).name}")
-
     def linear(self, args: LinearArgs) -> None:
-        self._call("linear", args)
+        if status := self.functions.ambidex_linear(args):
+            raise _refusal("linear", status)
 
     def rms_norm(self, args: NormArgs) -> None:
-        self._call("rms_norm", args)
+        if status := self.functions.ambidex_rms_norm(args):
+            raise _refusal("rms_norm", status)
 
     def qkv_rope_store(self, args: QkvArgs) -> None:
-        self._call("qkv_rope_store", args)
+        if status := self.functions.ambidex_qkv_rope_store(args):
+            raise _refusal("qkv_rope_store", status)
 
     def paged_attention(self, args: AttentionArgs) -> None:
-        self._call("paged_attention", args)
+        if status := self.functions.ambidex_paged_attention(args):
+            raise _refusal("paged_attention", status)
 
     def argmax(self, level: int, x: int, x_stride: int, num_rows: int, num_columns: int, out: int) -> None:
-        self._call("argmax", level, x, x_stride, num_rows, num_columns, out)
+        if status := self.functions.ambidex_argmax(level, x, x_stride, num_rows, num_columns, out):
+            raise _refusal("argmax", status)
 
     def packed_bytes(self, num_outputs: int, num_inputs: int, dtype: int) -> int:
         size = int(self.functions.ambidex_packed_bytes(num_outputs, num_inputs, dtype))
         if size < 0:
-            raise KernelError(f"ambidex_packed_bytes refused its arguments: {Status(size).name}")
+            raise _refusal("packed_bytes", size)
         return size
 
     def pack(
         self, panels: int, rows: int, row_stride: int, row0: int, num_rows: int, num_inputs: int, dtype: int
     ) -> None:
-        self._call("pack", panels, rows, row_stride, row0, num_rows, num_inputs, dtype)
+        if status := self.functions.ambidex_pack(panels, rows, row_stride, row0, num_rows, num_inputs, dtype):
+            raise _refusal("pack", status)
 
     def unpack_rows(
         self,
@@ -240,7 +241,9 @@ class Library:
         num_ids: int,
         dtype: int,
     ) -> None:
-        self._call("unpack_rows", out, out_stride, panels, num_outputs, num_inputs, ids, num_ids, dtype)
+        arguments = out, out_stride, panels, num_outputs, num_inputs, ids, num_ids, dtype
+        if status := self.functions.ambidex_unpack_rows(*arguments):
+            raise _refusal("unpack_rows", status)
 
     def read_bandwidth(self, level: int, buffer: int, num_bytes: int) -> int:
         """Reads the buffer once with all threads; the caller times it. Returns a checksum."""
@@ -258,6 +261,10 @@ class Library:
     def release_scratch(self) -> None:
         """Frees the calling thread's scratch buffer."""
         self.functions.ambidex_release_scratch()
+
+
+def _refusal(name: str, status: int) -> KernelError:
+    return KernelError(f"ambidex_{name} refused its arguments: {Status(status).name}")
 
 
 def _openmp_of_torch() -> tuple[Path | None, str]:

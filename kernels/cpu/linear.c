@@ -2,13 +2,14 @@
  *
  * The rows of x are first copied to the left operand's layout (normed on the way), in K-blocks of 1 KiB a row. A strip is
  * one or two panels of W. Few rows (one row block): a strip is read once, from memory to registers, over all of K. Many:
- * for each K-block and strip, all row blocks of a group, so that the strip's part stays in L1/L2 and the group's part of x
- * in L2; the sums wait in a worker's scratch between K-blocks. The order over K is the same in both. */
+ * for each pass over some K-blocks and each strip, all row blocks of a group, so that the strip's part stays in L1/L2 and the
+ * group's part of x in L2; the sums wait in a worker's scratch between passes. The order over K is the same in both. */
 #include "internal.h"
 
 enum {
     STREAM_AHEAD = 2048, /* bytes of a panel that prefetches run ahead when it comes from memory */
-    GROUP_ROWS = 256,    /* about 256 KiB of x a K-block */
+    GROUP_ROWS = 256,    /* about 512 KiB of x a pass */
+    PASS_BLOCKS = 2,     /* K-blocks of a pass with many rows */
     PART_STRIPS = 8,     /* strips of a task with many rows: their sums stay in L2 */
     STREAM_PAIR_ROWS = 5, /* rows from which two panels at once are faster than one, even from memory */
     PARTS_A_THREAD = 6,  /* tasks a thread gets with few rows */
@@ -117,17 +118,17 @@ typedef struct {
     int64_t k;
 } many_part;
 
-/* One strip's part of one K-block, for all row blocks of a group. */
+/* One strip's part of one pass over K, for all row blocks of a group. */
 static void multiply_strip(const linear_state *s, const many_part *part, int64_t strip) {
     const int64_t block_inputs = BLOCK_BYTES / size_of(s->product.left_dtype), k = part->k;
-    const int64_t num_inputs = least(block_inputs, s->padded - k), skip = k * s->panel_bytes / s->padded;
+    const int64_t num_inputs = least(PASS_BLOCKS * block_inputs, s->padded - k), skip = k * s->panel_bytes / s->padded;
     const int64_t c_panel = s->product.max_rows * PANEL;
     const int is_last_k = k + num_inputs >= s->padded, is_last_strip = strip + 1 == part->end;
-    tile_args t = {.num_inputs = num_inputs, .a_block = 0, .c_panel = c_panel, .num_panels = panels_of(s, strip),
+    tile_args t = {.num_inputs = num_inputs, .a_block = s->left_block, .c_panel = c_panel, .num_panels = panels_of(s, strip),
                    .accumulate = k > 0};
     strip_panels(s, strip, t.b);
     strip_panels(s, is_last_strip ? (is_last_k ? strip : part->begin) : strip + 1, t.next);
-    const int64_t skip_next = is_last_strip && !is_last_k ? (k + block_inputs) * s->panel_bytes / s->padded : skip;
+    const int64_t skip_next = is_last_strip && !is_last_k ? (k + num_inputs) * s->panel_bytes / s->padded : skip;
     for (int p = 0; p < 2; p++) t.b[p] += skip, t.next[p] += skip_next;
     for (int64_t block = 0; block < part->num_blocks; block++) {
         const int64_t row = first_row(s, part->first_block + block);
@@ -152,7 +153,7 @@ static void run_part(void *pointer, int64_t index) {
         many.num_blocks = (group + 1) * s->num_blocks / s->num_groups - many.first_block;
         many.sums = ambidex_scratch(ROOM_WORKER, (end - begin) * many.num_blocks * 2 * s->product.max_rows * PANEL * 4);
         if (!many.sums) s->is_short_of_memory = 1;
-        for (; many.sums && many.k < s->padded; many.k += BLOCK_BYTES / size_of(s->product.left_dtype))
+        for (; many.sums && many.k < s->padded; many.k += PASS_BLOCKS * BLOCK_BYTES / size_of(s->product.left_dtype))
             for (int64_t strip = begin; strip < end; strip++) multiply_strip(s, &many, strip);
     }
     if (s->product.end) s->product.end();

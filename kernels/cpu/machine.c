@@ -53,12 +53,18 @@ static __thread struct {
     int64_t num_bytes;
 } rooms[NUM_ROOMS];
 
+enum { HUGE_PAGE = 2 << 20 };
+
 void *ambidex_scratch(int room, int64_t num_bytes) {
     if (rooms[room].num_bytes < num_bytes) {
         free(rooms[room].memory);
         rooms[room].num_bytes = 0;
-        if (posix_memalign(&rooms[room].memory, 4096, (size_t)num_bytes)) rooms[room].memory = NULL;
-        if (rooms[room].memory) rooms[room].num_bytes = num_bytes;
+        if (num_bytes >= HUGE_PAGE) num_bytes = round_up(num_bytes, HUGE_PAGE);
+        if (posix_memalign(&rooms[room].memory, num_bytes >= HUGE_PAGE ? HUGE_PAGE : 4096, (size_t)num_bytes))
+            rooms[room].memory = NULL;
+        if (!rooms[room].memory) return NULL;
+        rooms[room].num_bytes = num_bytes;
+        if (num_bytes >= HUGE_PAGE) ambidex_advise_huge_pages(rooms[room].memory, num_bytes);
     }
     return rooms[room].memory;
 }

@@ -128,6 +128,24 @@ INLINE v_float v_tanh(v_float x) {
 
 /* ---- products ---- */
 
+enum { WHOLE_WORDS, LOW_HALVES, HIGH_HALVES };
+
+/* One k: rows' values times a line of each panel, of which a bf16 takes the low or the high halves. */
+INLINE void multiply_line(v_float acc[TILE_ROWS][TILE_PANELS * GROUP], const char *x, const char *line0, const char *line1,
+                          const int rows, const int panels, const int part) {
+    v_float w[TILE_PANELS * GROUP];
+    AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) {
+        v_word raw;
+        memcpy(&raw, (i < GROUP ? line0 : line1) + i % GROUP * LANES * 4, sizeof raw);
+        w[i] = (v_float)(part == WHOLE_WORDS ? raw : part == LOW_HALVES ? raw << 16 : raw & 0xffff0000u);
+    }
+    AMBIDEX_UNROLL for (int r = 0; r < rows; r++) {
+        float value;
+        memcpy(&value, x + r * ROW_BYTES, 4);
+        AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) acc[r][i] = v_fma(v_all(value), w[i], acc[r][i]);
+    }
+}
+
 /* Rows are float32; the panel is float32 [k][16], or bf16 [k/2][16][2] of which a word's low half is the even k. */
 INLINE void float_tile(const tile_args *t, const int rows, const int panels, const int is_bf16) {
     v_float acc[TILE_ROWS][TILE_PANELS * GROUP];
@@ -148,19 +166,9 @@ INLINE void float_tile(const tile_args *t, const int rows, const int panels, con
         for (int line = 0; line < num_lines; line++) {
             __builtin_prefetch(ahead0 + line * 64);
             if (panels > 1) __builtin_prefetch(ahead1 + line * 64);
-            for (int half = 0; half < step; half++) {
-                v_float w[TILE_PANELS * GROUP];
-                AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) {
-                    v_word raw;
-                    memcpy(&raw, (i < GROUP ? b0 : b1) + line * 64 + i % GROUP * LANES * 4, sizeof raw);
-                    w[i] = !is_bf16 ? (v_float)raw : half ? (v_float)(raw & 0xffff0000u) : (v_float)(raw << 16);
-                }
-                AMBIDEX_UNROLL for (int r = 0; r < rows; r++) {
-                    float x;
-                    memcpy(&x, a + r * ROW_BYTES + (line * step + half) * 4, 4);
-                    AMBIDEX_UNROLL for (int i = 0; i < panels * GROUP; i++) acc[r][i] = v_fma(v_all(x), w[i], acc[r][i]);
-                }
-            }
+            const char *x = a + line * step * 4;
+            multiply_line(acc, x, b0 + line * 64, b1 + line * 64, rows, panels, is_bf16 ? LOW_HALVES : WHOLE_WORDS);
+            if (is_bf16) multiply_line(acc, x + 4, b0 + line * 64, b1 + line * 64, rows, panels, HIGH_HALVES);
         }
     }
     AMBIDEX_UNROLL for (int r = 0; r < rows; r++)

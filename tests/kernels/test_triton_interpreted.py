@@ -1,0 +1,43 @@
+"""Triton's kernels in its interpreter, by the conformance suite, under the profiles of cards that are not here.
+
+A process of its own: the interpreter is chosen when a kernel is decorated.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+SUITE = Path(__file__).with_name("test_conformance.py")
+PROFILES = {"nvidia-h200-sxm": "odd or bias or logits", "amd-mi300x": "odd or decode"}
+
+
+def suite(profile: str, wanted: str, *more: str) -> str:
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(SUITE), "--ambidex-profile", profile,
+        "--ambidex-kernels", "*_triton*", "-k", wanted, *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_triton_kernels_conform_when_interpreted(profile: str) -> None:
+    summary = suite(profile, PROFILES[profile]).splitlines()[-1]
+    passed = re.match(r"(\d+) passed", summary)
+    assert passed, summary
+    assert int(passed.group(1)) >= 6
+    assert "skipped" not in summary
+
+
+def test_a_profile_without_triton_skips_them_with_the_reason() -> None:
+    out = suite("cpu-amx", "odd")
+    assert "not supported: language_missing: is written in triton; cpu-amx runs torch, cpu" in out
+    assert "passed" not in out.splitlines()[-1]

@@ -1,0 +1,45 @@
+"""The cost of a step: work of spans by hand, and agreement with a count over (query, key) pairs."""
+
+import pytest
+import torch
+from ambidex.ops.types import Plane, Site, StateGroup, Work
+from ambidex.planning.step_cost import Span, decode_bytes, site_work, step_cost
+
+SPANS: list[Span] = [(0, 5), (7, 1), (3, 4), (0, 1), (20, 3)]
+
+
+def site(rows: str = "tokens", window: int = 0) -> Site:
+    group = StateGroup("kv", "paged", (Plane("k", (2, 8), torch.float32),), 1, window)
+    return Site("op", "label", {}, {}, rows=rows, group=group)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("window", [0, 1, 4, 6, 100])
+def test_work_is_what_counting_gives(window: int) -> None:
+    keys = [
+        [k for k in range(position + 1) if not window or position - k < window]
+        for first, count in SPANS
+        for position in range(first, first + count)
+    ]
+    contexts = 0
+    for first, count in SPANS:
+        seen = {k for q in range(first, first + count) for k in range(q + 1) if not window or q - k < window}
+        contexts += len(seen)
+    work = site_work(site(window=window), SPANS)
+    assert work == Work(rows=14, num_requests=5, context_tokens=contexts, pairs=sum(map(len, keys)))
+
+
+def test_rows_of_logits_are_requests() -> None:
+    assert site_work(site("logits"), SPANS).rows == len(SPANS)
+
+
+def test_a_step_counts_every_layer_and_each_weight_once() -> None:
+    shape = {"T": 1, "N": 32, "K": 16}
+    linear = Site(
+        "silu_and_mul", "gate_up", {"D": 16}, {"x": torch.bfloat16}, num_layers=3,
+    )  # fmt: skip
+    assert shape
+    one, two = step_cost([linear], [(0, 1)]), step_cost([linear], [(0, 2)])
+    assert one.num_bytes > 0
+    assert two.num_bytes == 2 * one.num_bytes
+    assert one.num_bytes % 3 == 0
+    assert decode_bytes([linear], 4, 10) == 4 * one.num_bytes
