@@ -54,12 +54,12 @@ class AmbidexContender:
         for index, ids in enumerate(prompts):
             engine.add(f"bench-{self._num_runs}-{index}", ids, params)
         step_s: list[float] = []
-        first_s: float | None = None
+        first_s = 0.0
         while engine.has_work:
             before = perf_counter()
             outputs = engine.step()
             after = perf_counter()
-            if first_s is not None:
+            if first_s:
                 step_s.append(after - before)
             elif len(outputs) == len(prompts):
                 first_s = after - begun

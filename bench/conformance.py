@@ -1,16 +1,16 @@
 """The conformance suite as a pytest plugin: every kernel × every case × every dtype against the op's reference.
 
-The plugin is inert until a test asks for its fixture `conformance`; that test then becomes one item per trial. A package
-that brings kernels (entry point `ambidex.kernels`) runs it as it is:
+The plugin is inert until a test asks for its fixture `conformance`; that test then becomes one item per trial. A
+package that brings kernels (entry point `ambidex.kernels`) runs it as it is:
 
     pytest --pyargs ambidex.bench.conformance_suite --ambidex-kernels 'linear_*'
 
 or has a test of its own: `def test_conformance(conformance): conformance()`. Four modes, `--ambidex-mode=…`:
 
-test     errors within the op's tolerance, outputs poisoned with NaN first, promised determinism kept; a kernel that cannot
-         serve the profile is skipped with its coded reason, which is neither a pass nor a failure
-perf     the time of each kernel by pytest-benchmark, on the cases themselves; bytes/s, FLOP/s and the share of the roofline
-         beside it. A kernel that is not right on the twin is not timed
+test     errors within the op's tolerance, outputs poisoned with NaN first, promised determinism kept; a kernel that
+         cannot serve the profile is skipped with its coded reason, which is neither a pass nor a failure
+perf     the time of each kernel by pytest-benchmark, on the cases themselves; bytes/s, FLOP/s and the share of the
+         roofline beside it. A kernel that is not right on the twin is not timed
 support  no kernel runs: the matrix op × kernel × dtype of who serves which case on the profile, and why not
 trace    no kernel runs: the sites of each case's call, and who a binding would choose for them
 

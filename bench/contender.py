@@ -16,7 +16,6 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Protocol, TextIO
 
 Answer = dict[str, Any]
@@ -30,7 +29,7 @@ class Contender(Protocol):
         ...
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> Answer:
-        """{"total_s", "first_s" or None, "step_s": […] or None} of one batch."""
+        """Seconds of one batch: {"total_s", "first_s" (to the first tokens), "step_s" (of each step behind them)}."""
         ...
 
     def bandwidth_gb_per_s(self) -> float | None:
@@ -90,13 +89,6 @@ def _measure(contender: Contender, request: Mapping[str, Any], vocabulary_size: 
 
 def _say(answers: TextIO, answer: Answer) -> None:
     print(json.dumps(answer), file=answers, flush=True)
-
-
-def timed(function: Any, *args: Any, **kwargs: Any) -> float:
-    """Seconds that one call takes."""
-    begun = perf_counter()
-    function(*args, **kwargs)
-    return perf_counter() - begun
 
 
 def main() -> None:

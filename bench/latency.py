@@ -2,9 +2,9 @@
 
 Each contender runs in a process of its own and all are asked in turn, repetition by repetition (A B, A B, …), so that
 what disturbs the machine disturbs both. Prefill is the time to the first token of one prompt of `input_len`; decode is
-the time a step takes, averaged over the steps of one repetition behind the first token of a batch of `decode_input_len`
-prompts. Medians are over repetitions. The roofline of a decode step: the bytes that its sites must move (at the middle
-of the output) over the bandwidth that was measured in the same run.
+the median time of the steps behind the first token of a batch of `decode_input_len` prompts; the result is the median
+over repetitions. The roofline of a decode step: the bytes that its sites must move (at the middle of the output) over
+the bandwidth that was measured in the same run.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Case:
     def tokens_per_s(self, answer: dict[str, Any]) -> float:
         if self.kind == "prefill":
             return self.input_len / float(answer["first_s"])
-        return self.batch_size / fmean(answer["step_s"])
+        return self.batch_size / median(answer["step_s"])
 
 
 def _whole_pages(num_tokens: int) -> int:
@@ -106,7 +106,11 @@ class Process:
         command = [sys.executable, "-m", f"{__package__}.contender", name, json.dumps(options)]
         self.name = name
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.loaded = self._answer()
+        try:
+            self.loaded = self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, **request: Any) -> dict[str, Any]:
         print(json.dumps(request), file=_stream(self._process.stdin), flush=True)

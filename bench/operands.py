@@ -21,7 +21,7 @@ Change = Callable[[Any], Any]
 
 
 def changed(operand: Any, change: Change) -> Any:
-    """The operand with `change` applied to what it is made of: tuples, mappings, weights, pages and records of tensors."""
+    """The operand with `change` applied to what it is made of: tuples, mappings, weights, pages, records of tensors."""
     other = change(operand)
     if other is not None:
         return other

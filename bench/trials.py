@@ -174,7 +174,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def compare(what: str, y: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
-    """AssertionError unless y is as near to what is wanted as the tolerance says; NaN and infinities stand where they do."""
+    """AssertionError unless y is as near to what is wanted as the tolerance says, NaN and infinities where they are."""
     assert y.shape == wanted.shape, f"{what} has shape {list(y.shape)}, not {list(wanted.shape)}"
     if not y.is_floating_point():
         assert torch.equal(y, wanted), f"{what}: {int((y != wanted).sum())} of {y.numel()} integers differ"
@@ -182,7 +182,9 @@ def compare(what: str, y: torch.Tensor, wanted: torch.Tensor, tolerance: float) 
     y, wanted = y.double(), wanted.double()
     finite = wanted.isfinite()
     strange = ~torch.where(finite, y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
-    assert not strange.any(), f"{what}: {int(strange.sum())} of {y.numel()} values are NaN or infinite, and should not be"
+    assert not strange.any(), (
+        f"{what}: {int(strange.sum())} of {y.numel()} values are NaN or infinite, and should not be"
+    )
     if finite.any():
         largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
         relative = error / largest if largest else error
@@ -224,7 +226,10 @@ def work_of(args: tuple[Any, ...], num_rows: int) -> Work:
         return Work(rows=num_rows)
     window = next(arg for arg in args if isinstance(arg, Pages)).group.window
     queries, contexts = attending.query_starts.diff().tolist(), attending.context_lengths.tolist()
-    kept = [min(context, window + query - 1) if window else context for query, context in zip(queries, contexts, strict=True)]
+    kept = [
+        min(context, window + query - 1) if window else context
+        for query, context in zip(queries, contexts, strict=True)
+    ]
     seen = [
         min(context - query + row + 1, window or context)
         for query, context in zip(queries, contexts, strict=True)

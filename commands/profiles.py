@@ -14,9 +14,9 @@ from .table import table, wrapped
 if TYPE_CHECKING:
     from ..hwprofiles.schema import Profile
 
-_HEADER = ("profile", "memory", "GB/s", "bf16", "fp8", "fp4", "TDP W", "EUR/h", "backend")
+_HEADER = ("profile", "memory", "TB/s", "bf16", "fp8", "fp4", "TDP W", "EUR/h", "backend")
 _LEGEND = (
-    "Memory in GiB as the driver reports it, dense TFLOPS; – is unknown, none, or read from the device. "
+    "Memory in GiB as the driver reports it, its bandwidth, dense TFLOPS; – is unknown, none, or read from the device. "
     "Prices are quoted, not facts. `ambidex profiles NAME` shows every field with its source."
 )
 
@@ -48,8 +48,9 @@ def profiles(
 
 def _row(profile: Profile) -> tuple[str, ...]:
     rates, memory = profile.peak.dense_tflops, profile.memory
+    bandwidth = memory.bandwidth_gb_per_s.best
     numbers = (
-        memory.usable_gib, memory.bandwidth_gb_per_s.best, rates.bf16, rates.fp8, rates.fp4, profile.tdp_w,
+        memory.usable_gib, bandwidth / 1000 if bandwidth else None, rates.bf16, rates.fp8, rates.fp4, profile.tdp_w,
         profile.price.eur_per_hour if profile.price else None,
     )  # fmt: skip
     return (profile.name, *map(_number, numbers), profile.backend or "no backend")

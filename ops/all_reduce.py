@@ -1,8 +1,8 @@
 """all_reduce: the sum over an axis of the mesh, on every rank of it.
 
-The reference maps the list of all ranks' tensors to the list of their results, summed in rank order in at least float32,
-so that a parallel model is tested in one process; on one device (axis of size 1) a tensor maps to itself.
-x: one tensor, or a list with one tensor of equal shape a rank. ValueError: a single tensor on an axis that has more ranks.
+The reference maps the list of all ranks' tensors to the list of their results, summed in rank order in at least
+float32, so that a parallel model is tested in one process; on one device (axis of size 1) a tensor maps to itself.
+x: one tensor, or a list with one tensor of equal shape a rank. ValueError: a single tensor, and more ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .contract import Arguments, Case, Op, Signature
-from .types import ONE_DEVICE, Cost, Mesh, Site, Work, accumulator
+from .types import ONE_DEVICE, Cost, Mesh, Scalar, Site, Work, accumulator
 from .validation import COMPUTE_TOLERANCE, expect_float, random_tensor
 
 
@@ -23,7 +23,7 @@ def _label(x: torch.Tensor, *, mesh: Mesh, axis: str) -> str:
 
 def _check(x: torch.Tensor, *, mesh: Mesh, axis: str) -> Signature:
     expect_float("all_reduce", "x", x)
-    dims = {"D": x.shape[-1], "axis": axis, "ranks": mesh.size(axis)}
+    dims: dict[str, Scalar] = {"D": x.shape[-1], "axis": axis, "ranks": mesh.size(axis)}
     return Signature(dims, {"x": x.dtype}, ((tuple(x.shape), x.dtype),))
 
 

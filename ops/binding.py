@@ -189,8 +189,8 @@ class _Binder:
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
                 raise BindingError(f"no site or op is called {key}{hint}")
             raise BindingError(
-                f"{key} is never bound on its own: a composite around it is served whole, or all its sites have choices "
-                f"of their own (choose `parts` for the composite to bind {key})"
+                f"{key} is never bound on its own: a composite around it is served whole, or all its sites have "
+                f"choices of their own (choose `parts` for the composite to bind {key})"
             )
 
 

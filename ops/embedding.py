@@ -1,4 +1,6 @@
-"""embedding: y_td = w_{id_t, d}. ids: [T] int32 or int64 in [0, V); weight: [V, D]. Returns [T, D] in the weight's dtype.
+"""embedding: y_td = w_{id_t, d}.
+
+ids: [T] int32 or int64 in [0, V); weight: [V, D]. Returns [T, D] in the weight's dtype.
 
 An id outside the table is the caller's error: it is checked where ids enter the engine, not here (a device value).
 """

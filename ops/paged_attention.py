@@ -1,4 +1,4 @@
-"""paged_attention: softmax(scale · q·kᵀ)·v over the pages of each request; one ragged op for prefill, decode and mixtures.
+"""paged_attention: softmax(scale · q·kᵀ)·v over the pages of each request; one ragged op for prefill and decode.
 
 o_thd = Σ_j softmax_j(cap(scale · q_th · k_jg)) v_jg, g = h // (H/G): grouped queries, Ainslie et al., arXiv:2305.13245;
 paged keys and values, Kwon et al., arXiv:2309.06180. Row t of a request with n queries and c keys stands at position
@@ -127,7 +127,7 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 
 
 def _random_trees(queries: tuple[int, ...], num_rows: int, generator: torch.Generator) -> torch.Tensor:
-    """A tree over each request's span: a token sees itself, its parent (some token before it) and what that one sees."""
+    """A tree over each request's span: a token sees itself, its parent (a token before it) and what that one sees."""
     seen = torch.zeros((num_rows, max(queries)), dtype=torch.bool)
     start = 0
     for count in queries:

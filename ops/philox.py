@@ -1,7 +1,7 @@
 """Philox 4x32-10, a counter-based generator: random bits as a pure function of (key, counter).
 
 Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC'11. Counter-based means that a request's draws depend on
-its seed, its position and the token alone, never on what else is in the batch; Triton's `tl.philox` is the same function.
+its seed, its position and the token alone, never on what else is in the batch; Triton's `tl.philox` is the same.
 Words are uint32 held in int64 tensors.
 """
 

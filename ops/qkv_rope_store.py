@@ -1,7 +1,7 @@
 """qkv_rope_store: between the QKV product and attention: split, q/k norm, rope, keys and values into the pages.
 
 qkv: [T, (H + 2·G)·D], rows [q | k | v]; rotation: [T, 2·R] (op `rotation`); pages, slots: as in store_kv;
-q_norm, k_norm: [D] or None (Qwen 3), applied per head before the rotation. Returns q [T, H, D]; k and v go to the pages.
+q_norm, k_norm: [D] or None (Qwen 3), applied per head before the rotation. Returns q [T, H, D]; k, v go to the pages.
 A composite: rms_norm, rope, store_kv.
 """
 

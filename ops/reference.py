@@ -1,4 +1,4 @@
-"""The reference binding: every op by its meaning. What conformance compares with, and what runs where nothing serves."""
+"""The reference binding: every op by its meaning. What conformance compares with, and the last resort."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """sample: the next token of each row of logits, and the log-probabilities asked for.
 
 In order, per row l: log-probabilities of the raw logits are kept; tokens outside the mask are removed; penalties
-(repetition r: z > 0 ? z/r : z·r over prompt and output, Keskar et al., arXiv:1909.05858; presence and frequency over the
+(repetition r: z > 0 ? z/r : z·r over prompt and output, Keskar et al., arXiv:1909.05858; presence, frequency over the
 output); temperature 0 takes the largest (first of equals); else z/temperature, then min-p (p ≥ min_p · p_max,
 arXiv:2407.01082), top-k, top-p (the fewest tokens whose probability reaches it, Holtzman et al., arXiv:1904.09751), and
-the draw: argmax_v z_v + g_v with Gumbel noise g from Philox under (seed, position, v): a request's draw is a function of
-its own seed, position and logits.
+the draw: argmax_v z_v + g_v with Gumbel noise g from Philox under (seed, position, v): a function of the request's own
+seed, position and logits.
 
 logits: [L, V] float32; sampling: `Sampling`. Returns ids [L] int64, logprobs [L] float32 of the chosen ids,
 top_ids [L, n] int64 and top_logprobs [L, n] float32 with n = sampling.num_logprobs. ValueError: shapes that disagree.

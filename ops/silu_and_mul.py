@@ -31,7 +31,7 @@ def _check(x: torch.Tensor) -> Signature:
 
 def _reference(x: torch.Tensor) -> torch.Tensor:
     gate, up = x.to(accumulator(x)).chunk(2, dim=-1)
-    # Not functional.silu: on the CPU its bits change where threads share a row. exp, / and * are one function everywhere.
+    # Not functional.silu: on a CPU its bits change where threads share a row; those of exp, / and * do not.
     return (gate / (1.0 + torch.exp(-gate)) * up).to(x.dtype)
 
 

@@ -94,10 +94,9 @@ class Engine:
         return self._finish(submission)
 
     def _launch(self, planned: Planned) -> tuple[Planned, Sampled | None]:
-        for added in planned.sampled:
-            metrics = self._owner[added][0].output.metrics
-            if metrics.first_scheduled_time is None:
-                metrics.first_scheduled_time = self._clock()
+        for admitted in planned.admitted:
+            metrics = self._owner[admitted][0].output.metrics
+            metrics.first_scheduled_time = metrics.first_scheduled_time or self._clock()
         return planned, self.worker.run(planned.step)
 
     def _commit(self, planned: Planned, sampled: Sampled | None) -> list[RequestOutput]:

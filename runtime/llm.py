@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from ..ops.manifest import fingerprint, manifest, references
+from .engine import Engine
 from .errors import RequestError
 from .request import RequestOutput, SamplingParams
 from .start import Loaded, Options, start
@@ -41,7 +42,7 @@ class LLM:
             print(f"warning: {line}", file=sys.stderr)
 
     @property
-    def engine(self):  # noqa: ANN201  (the type is Loaded.engine's)
+    def engine(self) -> Engine:
         return self.loaded.engine
 
     def get_tokenizer(self) -> Tokenizer:
@@ -56,7 +57,7 @@ class LLM:
 
         sampling_params: one for all, one for each, or None for the defaults. RequestError: nothing has been started.
         """
-        listed = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[arg-type]
+        listed = _listed(prompts)
         params = _for_each(sampling_params, len(listed))
         encoded = [self._encode(prompt) for prompt in listed]
         ids = self._add_all([(text, tokens, each) for (text, tokens), each in zip(encoded, params, strict=True)])
@@ -147,8 +148,10 @@ def _ids(ids: object) -> list[int]:
     return list(ids)
 
 
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and isinstance(prompts[0], int))
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several as a list: a list of whole numbers is one prompt."""
+    one = isinstance(prompts, (str, Mapping)) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return cast("list[Prompt]", [prompts] if one else list(prompts))
 
 
 def _is_conversation(messages: Sequence[Any]) -> bool:

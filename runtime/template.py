@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -32,7 +32,7 @@ Message = Mapping[str, Any]
 class _Generation(Extension):
     """`{% generation %} … {% endgeneration %}` marks the assistant's text for training; here it is its content."""
 
-    tags: ClassVar = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (the base class declares it so)
 
     def parse(self, parser: Parser) -> Node:
         line = next(parser.stream).lineno

@@ -87,9 +87,9 @@ def test_profiles_as_a_table(capsys: Capture) -> None:
     assert run(["profiles"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (b200,) = (line.split() for line in lines if line.startswith("nvidia-b200"))
-    assert b200 == ["nvidia-b200", "178", "7,672", "2,250", "4,500", "9,000", "1,000", "6.5", "cuda"]
+    assert b200 == ["nvidia-b200", "178", "7.67", "2,250", "4,500", "9,000", "1,000", "6.5", "cuda"]
     assert next(line for line in lines if line.startswith("groq-lpu")).endswith("no backend")
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines[:-3])) <= 80
 
 
 def test_profiles_as_json(capsys: Capture) -> None:
@@ -133,7 +133,9 @@ def test_explain_for_a_machine_that_is_not_here(model: Path, capsys: Capture, pr
     assert record["fingerprint"].startswith("fp_")
     ops = {site["op"] for site in record["sites"]}
     assert {"embedding", "qkv_rope_store", "paged_attention", "gated_linear", "sample"} <= ops
-    refused = [reason for site in record["sites"] for choice in site["choices"] for reason in choice["refused"].values()]
+    refused = [
+        reason for site in record["sites"] for choice in site["choices"] for reason in choice["refused"].values()
+    ]
     assert refused
     assert all(reason["code"] and reason["text"] for reason in refused)
     # The kernels of this machine's language are refused there, with the reason; those of that one count as installed.
@@ -297,7 +299,7 @@ def test_a_dtype_that_the_profile_lacks(model: Path, capsys: Capture) -> None:
 
 
 def test_a_model_larger_than_the_memory(spoilt: Path, capsys: Capture) -> None:
-    change(spoilt, intermediate_size=1 << 20, num_hidden_layers=1000, hidden_size=8192, num_attention_heads=128)
+    change(spoilt, intermediate_size=1 << 20, hidden_size=1 << 18, num_hidden_layers=8)
     code, line = fail(capsys, "generate", spoilt, "--prompt", "x")
     assert code == 7
     assert line.count("GiB") >= 2
@@ -333,7 +335,7 @@ def test_a_profile_file_with_a_wrong_field(tmp_path: Path, capsys: Capture) -> N
 
 
 def test_an_unknown_profile(model: Path, capsys: Capture) -> None:
-    code, line = fail(capsys, "explain", model, "--profile", "nvidia-h200")
+    code, line = fail(capsys, "explain", model, "--profile", "nvidia-h200-smx")
     assert code == 10
     assert "did you mean nvidia-h200-sxm" in line
 

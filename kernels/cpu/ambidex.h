@@ -5,7 +5,8 @@
  *
  * Conventions
  *   - Activations are row-major with a row stride counted in ELEMENTS; the last dimension is contiguous.
- *   - dtype is AMBIDEX_F32 or AMBIDEX_BF16. Sums are float32. Rounding to bf16 is to nearest, ties to even.
+ *   - dtype is AMBIDEX_F32 or AMBIDEX_BF16. Sums are float32. Rounding to bf16 is to nearest, ties to even; the levels
+ *     AVX512_BF16 and AMX take subnormals (below 1.2e-38) for zero when they multiply or round bf16.
  *   - level says which instructions a call may use; the caller (the profile) chooses, nothing is detected here.
  *     The float32 kernels of AMBIDEX_AVX512_BF16 and AMBIDEX_AMX are AVX-512 FMA; there are no float32 tiles.
  *   - For one level, each output element has the same bits whatever M or T is, wherever its row lies, whatever else
@@ -35,11 +36,11 @@ typedef enum { AMBIDEX_F32 = 0, AMBIDEX_BF16 = 1 } ambidex_dtype;
 
 typedef enum {
     AMBIDEX_OK = 0,
-    AMBIDEX_BAD_LEVEL = -1,  /* unknown, or not compiled into this library */
-    AMBIDEX_BAD_DTYPE = -2,  /* unknown, or a combination that the function does not serve */
-    AMBIDEX_BAD_SHAPE = -3,  /* a size, stride or multiple that the function forbids */
-    AMBIDEX_BAD_POINTER = -4,/* a required pointer is null, or packed weights are not 64-byte aligned */
-    AMBIDEX_NO_MEMORY = -5   /* the scratch buffer could not grow */
+    AMBIDEX_BAD_LEVEL = -1,   /* unknown, or not compiled into this library */
+    AMBIDEX_BAD_DTYPE = -2,   /* unknown, or a combination that the function does not serve */
+    AMBIDEX_BAD_SHAPE = -3,   /* a size, stride or multiple that the function forbids */
+    AMBIDEX_BAD_POINTER = -4, /* a required pointer is null, or packed weights are not 64-byte aligned */
+    AMBIDEX_NO_MEMORY = -5    /* the scratch buffer could not grow */
 } ambidex_status;
 
 /* ---- the machine and the threads --------------------------------------------------------------------------------- */
@@ -51,8 +52,8 @@ AMBIDEX_API int32_t ambidex_interface_version(void);
 AMBIDEX_API int32_t ambidex_cpu_level(void);
 
 /* Hands over the entry of the OpenMP runtime that torch uses (GOMP_parallel), so that both share one pool of threads.
- * parallel(body, data, num_threads, flags) must run body(data) on num_threads threads and return when all are done; with
- * fewer threads the work is still completed. A null pointer or num_threads 1 means: the calling thread only. */
+ * parallel(body, data, num_threads, flags) must run body(data) on num_threads threads and return when all are done;
+ * with fewer threads the work is still completed. A null pointer or num_threads 1 means: the calling thread only. */
 typedef void (*ambidex_parallel)(void (*body)(void *), void *data, unsigned num_threads, unsigned flags);
 AMBIDEX_API void ambidex_set_parallel(ambidex_parallel parallel, int32_t num_threads);
 AMBIDEX_API int32_t ambidex_num_threads(void);
@@ -87,7 +88,8 @@ AMBIDEX_API int32_t ambidex_unpack_rows(void *out, int64_t out_stride, const voi
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ *
  * y[M, N] = norm(x)[M, K] · Wᵀ + bias[N] + residual[M, N], the sum in float32, rounded once.
- *   norm (optional): HF's RMSNorm, h = round(x · rsqrt(mean(x²) + eps)), norm(x) = round(norm_weight · h), round to dtype.
+ *   norm (optional): HF's RMSNorm, h = round(x · rsqrt(mean(x²) + eps)), norm(x) = round(norm_weight · h), both
+ *          rounded to dtype.
  *   gated: W holds the I rows of the gate, then the I rows of `up`; N = 2·I, I a multiple of 16;
  *          y[M, I] = silu(gate) · up in float32, rounded once, silu(g) = g / (1 + exp(-g)); bias is [2·I];
  *          residual is then not served.
@@ -97,45 +99,46 @@ typedef struct {
     int32_t level;
     int32_t dtype;
     int32_t out_dtype;
-    int32_t gated;           /* 0 or 1 */
-    int64_t num_rows;        /* M */
-    int64_t num_outputs;     /* N: rows of W, 2·I where gated */
-    int64_t num_inputs;      /* K */
-    const void *x;           /* [M, K] */
+    int32_t gated;       /* 0 or 1 */
+    int64_t num_rows;    /* M */
+    int64_t num_outputs; /* N: rows of W, 2·I where gated */
+    int64_t num_inputs;  /* K */
+    const void *x;       /* [M, K] */
     int64_t x_stride;
-    const void *weight;      /* panel16, 64-byte aligned */
-    void *y;                 /* [M, N], or [M, I] where gated */
+    const void *weight; /* panel16, 64-byte aligned */
+    void *y;            /* [M, N], or [M, I] where gated */
     int64_t y_stride;
-    const void *residual;    /* [M, N] of dtype, or null */
+    const void *residual; /* [M, N] of dtype, or null */
     int64_t residual_stride;
     const void *bias;        /* [N] of bias_dtype, or null */
     const void *norm_weight; /* [K] of norm_dtype, or null for no norm */
     int32_t bias_dtype;
     int32_t norm_dtype;
     float norm_eps;
-    int32_t reserved;        /* 0 */
+    int32_t reserved; /* 0 */
 } ambidex_linear_args;
 
 AMBIDEX_API int32_t ambidex_linear(const ambidex_linear_args *args);
 
 /* ---- norms ------------------------------------------------------------------------------------------------------- *
- * sum = round(x + residual) where a residual is given, else x; y = round(weight · round(sum · rsqrt(mean(sum²) + eps))).
+ * sum = round(x + residual) where a residual is given, else x;
+ * y = round(weight · round(sum · rsqrt(mean(sum²) + eps))).
  * sum is written to sum_out where that is not null (it may be the residual or x itself: same pointer and stride).
  * y may be x itself. */
 typedef struct {
     int32_t level;
-    int32_t dtype;        /* of x, residual, sum_out and y */
-    int64_t num_rows;     /* M */
-    int64_t num_inputs;   /* K */
-    const void *x;        /* [M, K] */
+    int32_t dtype;      /* of x, residual, sum_out and y */
+    int64_t num_rows;   /* M */
+    int64_t num_inputs; /* K */
+    const void *x;      /* [M, K] */
     int64_t x_stride;
     const void *residual; /* [M, K] or null */
     int64_t residual_stride;
-    void *sum_out;        /* [M, K] or null */
+    void *sum_out; /* [M, K] or null */
     int64_t sum_stride;
-    void *y;              /* [M, K] */
+    void *y; /* [M, K] */
     int64_t y_stride;
-    const void *weight;   /* [K] of weight_dtype */
+    const void *weight; /* [K] of weight_dtype */
     int32_t weight_dtype;
     float eps;
 } ambidex_norm_args;
@@ -145,35 +148,35 @@ AMBIDEX_API int32_t ambidex_rms_norm(const ambidex_norm_args *args);
 /* ---- queries, keys and values ------------------------------------------------------------------------------------ *
  * A row of qkv holds Hq query heads, then Hkv key heads, then Hkv value heads, each of D elements.
  *   q, k: RMSNorm over D (where weights are given; rounded as above), then rotary embedding of the first R elements, in
- *   halves (HF, NeoX): for j < R/2   out[j] = x[j]·cos[j] - x[j+R/2]·sin[j],  out[j+R/2] = x[j+R/2]·cos[j] + x[j]·sin[j],
- *   in float32, rounded once. v is copied.
+ *   halves (HF, NeoX), in float32, rounded once. v is copied. For j < R/2:
+ *     out[j] = x[j]·cos[j] - x[j+R/2]·sin[j],  out[j+R/2] = x[j+R/2]·cos[j] + x[j]·sin[j]
  *   q goes to [T, Hq, D]; k and v to the pages at slots[t] = page·page_size + offset; slot -1 stores nothing.
  * Planes: element (page, h, offset, d) lies at page·page_stride + (h·page_size + offset)·D + d. */
 typedef struct {
     int32_t level;
-    int32_t dtype;          /* of qkv, q and the planes */
-    int64_t num_tokens;     /* T */
-    int64_t num_heads;      /* Hq */
-    int64_t num_kv_heads;   /* Hkv */
-    int64_t head_size;      /* D */
-    int64_t rotary_size;    /* R: even, 0 ≤ R ≤ D */
-    const void *qkv;        /* [T, (Hq + 2·Hkv)·D] */
+    int32_t dtype;        /* of qkv, q and the planes */
+    int64_t num_tokens;   /* T */
+    int64_t num_heads;    /* Hq */
+    int64_t num_kv_heads; /* Hkv */
+    int64_t head_size;    /* D */
+    int64_t rotary_size;  /* R: even, 0 ≤ R ≤ D */
+    const void *qkv;      /* [T, (Hq + 2·Hkv)·D] */
     int64_t qkv_stride;
-    const void *q_norm;     /* [D] of norm_dtype, or null */
-    const void *k_norm;     /* [D] of norm_dtype, or null */
+    const void *q_norm; /* [D] of norm_dtype, or null */
+    const void *k_norm; /* [D] of norm_dtype, or null */
     int32_t norm_dtype;
     float norm_eps;
-    const float *cos;       /* [T, R/2] */
-    const float *sin;       /* [T, R/2] */
-    int64_t rotation_stride;/* elements from token to token of cos and of sin, ≥ R/2 (R where a row holds both) */
-    void *q;                /* [T, Hq, D] */
-    int64_t q_stride;       /* elements from token to token, ≥ Hq·D */
-    void *k_pages;          /* [num_pages, Hkv, page_size, D] */
+    const float *cos;        /* [T, R/2] */
+    const float *sin;        /* [T, R/2] */
+    int64_t rotation_stride; /* elements from token to token of cos and of sin, ≥ R/2 (R where a row holds both) */
+    void *q;                 /* [T, Hq, D] */
+    int64_t q_stride;        /* elements from token to token, ≥ Hq·D */
+    void *k_pages;           /* [num_pages, Hkv, page_size, D] */
     void *v_pages;
     int64_t num_pages;
-    int64_t page_size;      /* tokens: a power of two ≥ 8 */
-    int64_t page_stride;    /* elements from page to page, ≥ Hkv·page_size·D; 0 = exactly that */
-    const int64_t *slots;   /* [T] */
+    int64_t page_size;    /* tokens: a power of two ≥ 8 */
+    int64_t page_stride;  /* elements from page to page, ≥ Hkv·page_size·D; 0 = exactly that */
+    const int64_t *slots; /* [T] */
 } ambidex_qkv_args;
 
 AMBIDEX_API int32_t ambidex_qkv_rope_store(const ambidex_qkv_args *args);
@@ -190,27 +193,27 @@ AMBIDEX_API int32_t ambidex_qkv_rope_store(const ambidex_qkv_args *args);
  * Slots of a page beyond the context length are never used, whatever they hold. */
 typedef struct {
     int32_t level;
-    int32_t dtype;                 /* of q, the planes and out */
-    int64_t num_requests;          /* B */
-    int64_t num_heads;             /* Hq, a multiple of Hkv */
-    int64_t num_kv_heads;          /* Hkv */
-    int64_t head_size;             /* D: even, 2 … 512 */
-    const int32_t *query_start;    /* [B + 1], rising, in rows of q */
-    const int32_t *context_lengths;/* [B], each ≥ its number of queries */
-    const int32_t *page_table;     /* [B, max_pages]: page of keys [p·page_size, (p+1)·page_size) */
-    int64_t max_pages;             /* row length of page_table; max_pages·page_size ≥ each context length */
-    const void *q;                 /* [T, Hq, D] */
-    int64_t q_stride;              /* elements from token to token */
-    const void *k_pages;           /* planes as above */
+    int32_t dtype;                  /* of q, the planes and out */
+    int64_t num_requests;           /* B */
+    int64_t num_heads;              /* Hq, a multiple of Hkv */
+    int64_t num_kv_heads;           /* Hkv */
+    int64_t head_size;              /* D: even, 2 … 512 */
+    const int32_t *query_start;     /* [B + 1], rising, in rows of q */
+    const int32_t *context_lengths; /* [B], each ≥ its number of queries */
+    const int32_t *page_table;      /* [B, max_pages]: page of keys [p·page_size, (p+1)·page_size) */
+    int64_t max_pages;              /* row length of page_table; max_pages·page_size ≥ each context length */
+    const void *q;                  /* [T, Hq, D] */
+    int64_t q_stride;               /* elements from token to token */
+    const void *k_pages;            /* planes as above */
     const void *v_pages;
-    int64_t num_pages;             /* a page number outside [0, num_pages) is AMBIDEX_BAD_SHAPE */
+    int64_t num_pages; /* a page number outside [0, num_pages) is AMBIDEX_BAD_SHAPE */
     int64_t page_size;
-    int64_t page_stride;           /* 0 = Hkv·page_size·D */
-    void *out;                     /* [T, Hq, D] */
+    int64_t page_stride; /* 0 = Hkv·page_size·D */
+    void *out;           /* [T, Hq, D] */
     int64_t out_stride;
     float scale;
-    float softcap;                 /* 0 = none */
-    int64_t window;                /* 0 = none */
+    float softcap;  /* 0 = none */
+    int64_t window; /* 0 = none */
 } ambidex_attention_args;
 
 AMBIDEX_API int32_t ambidex_paged_attention(const ambidex_attention_args *args);

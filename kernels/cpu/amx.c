@@ -80,7 +80,8 @@ TARGET void ambidex_amx_end(void) { _tile_release(); }
 #define CLEAR(tile, row, panel) tile_zero(tile)
 #define SAVE(tile, row, panel) tile_save(tile, PLACE(row, panel), 64)
 
-static inline TARGET __attribute__((always_inline)) void amx_tile(const tile_args *t, const int is_tall, const int is_wide) {
+static inline TARGET
+__attribute__((always_inline)) void amx_tile(const tile_args *t, const int is_tall, const int is_wide) {
     if (t->accumulate)
         WITH_EACH(is_tall, is_wide, TAKE);
     else
@@ -91,7 +92,7 @@ static inline TARGET __attribute__((always_inline)) void amx_tile(const tile_arg
         const char *a = t->a + k / block * t->a_block + k % block * 2;
         const char *ahead0 = read_ahead(t, 0, offset, t->num_inputs * 32);
         const char *ahead1 = read_ahead(t, is_wide, offset, t->num_inputs * 32);
-        for (int line = 0; line < RUN_LINES * 64; line += 64) {
+        for (int line = 0; t->distance && line < RUN_LINES * 64; line += 64) {
             __builtin_prefetch(ahead0 + line);
             if (is_wide) __builtin_prefetch(ahead1 + line);
         }

@@ -18,9 +18,9 @@ typedef struct {
     int32_t packed_dtype;
     int64_t group, queries_per_tile, page_stride;
     int page_shift; /* log2 of the page size */
-    int64_t padded;       /* head size as the scores' K */
+    int64_t padded; /* head size as the scores' K */
     int64_t num_d_panels;
-    int64_t max_rows;     /* of a tile, rounded up */
+    int64_t max_rows; /* of a tile, rounded up */
     int64_t num_q_blocks, q_block_bytes;
     const int64_t *first_task; /* [B + 1] */
     int32_t is_short_of_memory;
@@ -41,18 +41,31 @@ static int64_t carve(int64_t *used, int64_t num_bytes) {
 
 static int make_room(const attention_state *s, attention_room *room) {
     int64_t used = 0, rows = s->max_rows, packed = size_of(s->packed_dtype);
-    const int64_t sizes[] = {s->num_q_blocks * s->q_block_bytes, MAX_TILE_ROWS * ROW_BYTES,
-                             KEY_BLOCK * s->padded * packed, KEY_BLOCK * s->num_d_panels * PANEL * packed,
-                             MAX_HEAD_SIZE * 4, MAX_TILE_ROWS * KEY_BLOCK * 4, s->num_d_panels * rows * PANEL * 4,
-                             rows * PANEL * 4, rows * 4, rows * 8, rows * 8};
+    const int64_t sizes[] = {s->num_q_blocks * s->q_block_bytes,
+                             MAX_TILE_ROWS * ROW_BYTES,
+                             KEY_BLOCK * s->padded * packed,
+                             KEY_BLOCK * s->num_d_panels * PANEL * packed,
+                             MAX_HEAD_SIZE * 4,
+                             MAX_TILE_ROWS * KEY_BLOCK * 4,
+                             s->num_d_panels * rows * PANEL * 4,
+                             rows * PANEL * 4,
+                             rows * 4,
+                             rows * 8,
+                             rows * 8};
     int64_t places[sizeof sizes / sizeof *sizes];
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) places[i] = carve(&used, sizes[i]);
     char *base = ambidex_scratch(ROOM_WORKER, used);
     if (!base) return 0;
-    *room = (attention_room){.queries = base + places[0], .weights = base + places[1], .keys = base + places[2],
-                             .values = base + places[3], .zeros = base + places[4], .scores = (float *)(base + places[5]),
-                             .out = (float *)(base + places[6]), .sum = (float *)(base + places[7]),
-                             .max = (float *)(base + places[8]), .first_key = (int64_t *)(base + places[9]),
+    *room = (attention_room){.queries = base + places[0],
+                             .weights = base + places[1],
+                             .keys = base + places[2],
+                             .values = base + places[3],
+                             .zeros = base + places[4],
+                             .scores = (float *)(base + places[5]),
+                             .out = (float *)(base + places[6]),
+                             .sum = (float *)(base + places[7]),
+                             .max = (float *)(base + places[8]),
+                             .first_key = (int64_t *)(base + places[9]),
                              .end_key = (int64_t *)(base + places[10])};
     memset(room->zeros, 0, MAX_HEAD_SIZE * 4);
     return 1;
@@ -64,16 +77,15 @@ static attention_task find_task(const attention_state *s, int64_t index) {
     int64_t low = 0, high = args->num_requests;
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
-        if (s->first_task[middle] <= index)
-            low = middle;
-        else
-            high = middle;
+        *(s->first_task[middle] <= index ? &low : &high) = middle;
     }
     const int64_t place = index - s->first_task[low], queries = args->query_start[low + 1] - args->query_start[low];
     const int64_t tiles = (queries + s->queries_per_tile - 1) / s->queries_per_tile;
     const int64_t tile = tiles - 1 - place / args->num_kv_heads, first = tile * queries / tiles;
-    return (attention_task){.request = (int32_t)low, .kv_head = (int32_t)(place % args->num_kv_heads),
-                            .first_query = (int32_t)first, .num_queries = (int32_t)((tile + 1) * queries / tiles - first)};
+    return (attention_task){.request = (int32_t)low,
+                            .kv_head = (int32_t)(place % args->num_kv_heads),
+                            .first_query = (int32_t)first,
+                            .num_queries = (int32_t)((tile + 1) * queries / tiles - first)};
 }
 
 static void take_queries(const attention_state *s, const attention_room *room, attention_task task, int64_t num_rows) {
@@ -142,8 +154,8 @@ static void multiply(const attention_state *s, tile_args t, const char *panels, 
     }
 }
 
-static void attend_rows(const attention_state *s, const attention_room *room, int64_t row, int64_t num_rows, int64_t key0,
-                        upcoming_rows upcoming) {
+static void attend_rows(const attention_state *s, const attention_room *room, int64_t row, int64_t num_rows,
+                        int64_t key0, upcoming_rows upcoming) {
     int64_t first[MAX_TILE_ROWS], end[MAX_TILE_ROWS], is_seen = 0;
     for (int64_t r = 0; r < num_rows; r++) {
         first[r] = room->first_key[row + r] - key0;
@@ -151,20 +163,37 @@ static void attend_rows(const attention_state *s, const attention_room *room, in
         is_seen |= first[r] < KEY_BLOCK && end[r] > 0;
     }
     if (!is_seen) return;
-    const int64_t packed = size_of(s->packed_dtype), score_panel = MAX_TILE_ROWS * PANEL, out_panel = s->max_rows * PANEL;
-    tile_args scores = {.a = room->queries + row * ROW_BYTES, .a_block = s->q_block_bytes, .num_inputs = s->padded,
-                        .c = room->scores, .c_panel = score_panel, .num_rows = (int32_t)num_rows};
+    const int64_t packed = size_of(s->packed_dtype), score_panel = MAX_TILE_ROWS * PANEL;
+    const int64_t out_panel = s->max_rows * PANEL;
+    tile_args scores = {.a = room->queries + row * ROW_BYTES,
+                        .a_block = s->q_block_bytes,
+                        .num_inputs = s->padded,
+                        .c = room->scores,
+                        .c_panel = score_panel,
+                        .num_rows = (int32_t)num_rows};
     upcoming.plane = row ? NULL : s->args->k_pages;
     multiply(s, scores, room->keys, KEY_BLOCK / PANEL, s->padded * PANEL * packed, upcoming);
-    const softmax_args online = {.scores = room->scores, .score_panel = score_panel, .num_rows = num_rows,
-                                 .first_key = first, .end_key = end, .scale = s->args->scale,
-                                 .softcap = s->args->softcap, .max = room->max + row, .sum = room->sum + row * PANEL,
-                                 .weights = room->weights, .left_dtype = s->product.left_dtype,
-                                 .out = room->out + row * PANEL, .out_panel = out_panel,
+    const softmax_args online = {.scores = room->scores,
+                                 .score_panel = score_panel,
+                                 .num_rows = num_rows,
+                                 .first_key = first,
+                                 .end_key = end,
+                                 .scale = s->args->scale,
+                                 .softcap = s->args->softcap,
+                                 .max = room->max + row,
+                                 .sum = room->sum + row * PANEL,
+                                 .weights = room->weights,
+                                 .left_dtype = s->product.left_dtype,
+                                 .out = room->out + row * PANEL,
+                                 .out_panel = out_panel,
                                  .num_out_panels = s->num_d_panels};
     s->kernels->softmax(&online);
-    tile_args out = {.a = room->weights, .num_inputs = KEY_BLOCK, .c = room->out + row * PANEL, .c_panel = out_panel,
-                     .num_rows = (int32_t)num_rows, .accumulate = 1};
+    tile_args out = {.a = room->weights,
+                     .num_inputs = KEY_BLOCK,
+                     .c = room->out + row * PANEL,
+                     .c_panel = out_panel,
+                     .num_rows = (int32_t)num_rows,
+                     .accumulate = 1};
     upcoming.plane = row ? NULL : s->args->v_pages;
     multiply(s, out, room->values, s->num_d_panels, KEY_BLOCK * PANEL * packed, upcoming);
 }
@@ -207,9 +236,11 @@ static void run_task(void *pointer, int64_t index) {
 
 static int32_t check_shapes(const ambidex_attention_args *a) {
     const int64_t d = a->head_size, plane = a->num_kv_heads * a->page_size * d;
-    if (a->num_requests < 0 || a->num_heads < 1 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads) return AMBIDEX_BAD_SHAPE;
+    if (a->num_requests < 0 || a->num_heads < 1 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads)
+        return AMBIDEX_BAD_SHAPE;
     if (d < 2 || d > MAX_HEAD_SIZE || d % 2 || a->window < 0) return AMBIDEX_BAD_SHAPE;
-    if (a->page_size < 8 || (a->page_size & (a->page_size - 1)) || (a->page_stride && a->page_stride < plane)) return AMBIDEX_BAD_SHAPE;
+    if (a->page_size < 8 || (a->page_size & (a->page_size - 1)) || (a->page_stride && a->page_stride < plane))
+        return AMBIDEX_BAD_SHAPE;
     if (a->q_stride < a->num_heads * d || a->out_stride < a->num_heads * d) return AMBIDEX_BAD_SHAPE;
     return AMBIDEX_OK;
 }
@@ -217,7 +248,8 @@ static int32_t check_shapes(const ambidex_attention_args *a) {
 static int32_t check_requests(const ambidex_attention_args *a) {
     for (int64_t b = 0; b < a->num_requests; b++) {
         const int64_t queries = (int64_t)a->query_start[b + 1] - a->query_start[b], context = a->context_lengths[b];
-        if (a->query_start[b] < 0 || queries < 0 || context < queries || context > a->max_pages * a->page_size) return AMBIDEX_BAD_SHAPE;
+        if (a->query_start[b] < 0 || queries < 0 || context < queries || context > a->max_pages * a->page_size)
+            return AMBIDEX_BAD_SHAPE;
         for (int64_t p = 0; queries && p * a->page_size < context; p++) {
             const int64_t page = a->page_table[b * a->max_pages + p];
             const int is_left_behind = a->window > 0 && (p + 1) * a->page_size <= context - queries - a->window + 1;
@@ -261,7 +293,8 @@ int32_t ambidex_paged_attention(const ambidex_attention_args *args) {
     first_task[0] = 0;
     for (int64_t b = 0; b < args->num_requests; b++) {
         int64_t queries = args->query_start[b + 1] - args->query_start[b];
-        first_task[b + 1] = first_task[b] + (queries + s.queries_per_tile - 1) / s.queries_per_tile * args->num_kv_heads;
+        first_task[b + 1] =
+            first_task[b] + (queries + s.queries_per_tile - 1) / s.queries_per_tile * args->num_kv_heads;
     }
     ambidex_run(first_task[args->num_requests], run_task, &s);
     return s.is_short_of_memory ? AMBIDEX_NO_MEMORY : AMBIDEX_OK;

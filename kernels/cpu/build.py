@@ -19,7 +19,16 @@ from pathlib import Path
 
 LIBRARY_NAME = "libambidex_cpu.so"
 SOURCES = ("machine.c", "pack.c", "rows.c", "linear.c", "attention.c", "amx.c", "avx512.c", "avx2.c", "generic.c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+)
 
 
 class CompilerMissing(RuntimeError):
@@ -55,7 +64,8 @@ def build(out_dir: str | Path, compiler: str | None = None, defines: tuple[str, 
     """Compiles the library into `out_dir` and returns its path.
 
     `compiler` is a command line such as "clang" or "zig cc"; `defines` are macros such as "AMBIDEX_EMULATE_AMX".
-    Raises CompilerMissing or BuildFailed. An existing library is replaced in one step, so a running process keeps its own.
+    Raises CompilerMissing or BuildFailed. An existing library is replaced in one step: a running process
+    keeps its own.
     """
     command = shlex.split(compiler) if compiler else find_compiler()
     folder = Path(__file__).resolve().parent

@@ -11,6 +11,7 @@
 #endif
 #define v_max(a, b) v_pick((v_int)((a) > (b)), (a), (b))
 #define TILE_PANELS 1
+#define WIDENING_ROWS TILE_ROWS
 
 #include "vector_kernels.h"
 

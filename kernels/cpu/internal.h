@@ -33,8 +33,9 @@
 #define MAX_TILE_ROWS 32 /* rows that a tile may touch beyond its own: scratch is rounded up to this */
 #define BLOCK_BYTES 1024 /* of a row of the left operand: one K-block */
 #define ROW_BYTES 1088   /* from row to row inside a K-block: 17 cache lines, so that rows do not share sets */
-#define RUN_LINES 16     /* cache lines of a panel between two looks at where to prefetch: 32 inputs of bf16, 16 of float32 */
-#define KEY_BLOCK 64     /* keys of one pass of the online softmax */
+#define RUN_LINES \
+    16 /* lines of a panel between two looks at where to prefetch: 32 inputs of bf16, 16 of float32 */
+#define KEY_BLOCK 64 /* keys of one pass of the online softmax */
 #define MAX_HEAD_SIZE 512
 
 static inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -53,8 +54,8 @@ static inline int64_t padded_inputs(int64_t num_inputs, int32_t dtype) {
 }
 
 /* One product of a few rows by one or two panels: c[panel][row][16] (+)= a[row][k] · b[panel][k][16].
- * The left operand lies in K-blocks [K-block][row][ROW_BYTES], of float32 or, for native bf16 products, bf16. Per element
- * the order over k is fixed, whatever rows and panels are; accumulate continues from c. */
+ * The left operand lies in K-blocks [K-block][row][ROW_BYTES], of float32 or, for native bf16 products, bf16. Per
+ * element the order over k is fixed, whatever rows and panels are; accumulate continues from c. */
 typedef struct {
     const char *a;       /* the tile's first row in the first K-block */
     int64_t a_block;     /* bytes from K-block to K-block */
@@ -63,7 +64,7 @@ typedef struct {
     int64_t distance;    /* bytes that a prefetch runs ahead, at most the bytes of a panel's part */
     int64_t num_inputs;  /* k of this call, even for bf16; a multiple of 32 for AMX */
     float *c;
-    int64_t c_panel;     /* floats from panel to panel of c */
+    int64_t c_panel; /* floats from panel to panel of c */
     int32_t num_rows;
     int32_t num_panels;
     int32_t accumulate;
@@ -78,7 +79,7 @@ static inline const char *read_ahead(const tile_args *t, int panel, int64_t offs
 typedef struct {
     int32_t max_rows;
     int32_t max_panels;
-    int32_t left_dtype; /* of the left operand */
+    int32_t left_dtype;  /* of the left operand */
     void (*begin)(void); /* before and after a thread's tiles, or null */
     void (*end)(void);
     void (*tile)(const tile_args *);
@@ -140,11 +141,11 @@ extern const kernel_set ambidex_amx;
 /* The kernels of a level, or null where the library lacks it. */
 const kernel_set *ambidex_kernels_of(int32_t level);
 
-/* Runs body(data, index) for each index below count, on the threads of set_parallel; who takes which index is not fixed. */
+/* Runs body(data, index) for each index below count, on the threads of set_parallel; who takes which is not fixed. */
 void ambidex_run(int64_t count, void (*body)(void *data, int64_t index), void *data);
 
-/* The calling thread's scratch, 64-byte aligned, valid until its next call with the same room; null when memory is short.
- * An entry point takes ROOM_CALL, a body that ambidex_run runs takes ROOM_WORKER. */
+/* The calling thread's scratch, 64-byte aligned, valid until its next call with the same room; null when memory is
+ * short. An entry point takes ROOM_CALL, a body that ambidex_run runs takes ROOM_WORKER. */
 enum { ROOM_CALL = 0, ROOM_WORKER = 1, NUM_ROOMS = 2 };
 void *ambidex_scratch(int room, int64_t num_bytes);
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from .build import LIBRARY_NAME
+from .openmp import find_parallel
 
 INTERFACE_VERSION = 1
 
@@ -255,7 +256,7 @@ class Library:
 
     def set_num_threads(self, num_threads: int) -> None:
         """Uses this many of torch's threads from now on (1: the calling thread only)."""
-        parallel, _ = _find_parallel()
+        parallel, _ = find_parallel()
         self.functions.ambidex_set_parallel(parallel, num_threads)
 
     def release_scratch(self) -> None:
@@ -265,37 +266,6 @@ class Library:
 
 def _refusal(name: str, status: int) -> KernelError:
     return KernelError(f"ambidex_{name} refused its arguments: {Status(status).name}")
-
-
-def _openmp_of_torch() -> tuple[Path | None, str]:
-    """The file of the libgomp that this process has mapped from torch's own folders, and the reason."""
-    root = Path(torch.__file__).resolve().parent
-    homes = (root / "lib", root.parent / "torch.libs")
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None, "one thread: /proc/self/maps cannot be read, so torch's OpenMP runtime is not known"
-    mapped = {Path(line.split(maxsplit=5)[5]) for line in lines if "libgomp" in line}
-    if own := [path for path in mapped if path.parent in homes]:
-        return own[0], f"torch's OpenMP runtime {own[0].name}"
-    if len(mapped) == 1:
-        return mapped.copy().pop(), f"the process's only OpenMP runtime {mapped.copy().pop()}"
-    if mapped:
-        return None, "one thread: several libgomp are loaded and none is torch's own"
-    return None, "one thread: torch uses no libgomp here"
-
-
-@functools.lru_cache(maxsize=1)
-def _find_parallel() -> tuple[int | None, str]:
-    """The address of GOMP_parallel in torch's runtime, or None; and the reason."""
-    path, reason = _openmp_of_torch()
-    if path is None:
-        return None, reason
-    try:
-        runtime = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        return ctypes.cast(runtime.GOMP_parallel, c_void_p).value, reason
-    except (OSError, AttributeError):
-        return None, f"one thread: {path.name} offers no GOMP_parallel"
 
 
 def library_path() -> Path:
@@ -320,7 +290,7 @@ def open_library(path: Path) -> Library:
         raise LibraryMissing(
             f"the CPU kernels are of interface {version}, {INTERFACE_VERSION} is needed; rebuild them by `make build`"
         )
-    parallel, reason = _find_parallel()
+    parallel, reason = find_parallel()
     functions.ambidex_set_parallel(parallel, torch.get_num_threads() if parallel else 1)
     return Library(
         path=path,

@@ -1,19 +1,20 @@
 /* linear: how a product is cut into tiles, and which thread takes what.
  *
- * The rows of x are first copied to the left operand's layout (normed on the way), in K-blocks of 1 KiB a row. A strip is
- * one or two panels of W. Few rows (one row block): a strip is read once, from memory to registers, over all of K. Many:
- * for each pass over some K-blocks and each strip, all row blocks of a group, so that the strip's part stays in L1/L2 and the
- * group's part of x in L2; the sums wait in a worker's scratch between passes. The order over K is the same in both. */
+ * The rows of x are first copied to the left operand's layout (normed on the way), in K-blocks of 1 KiB a row. A strip
+ * is one or two panels of W. Few rows (one row block): a strip is read once, from memory to registers, over all of K.
+ * Many: for each pass over some K-blocks and each strip, all row blocks of a group, so that the strip's part stays in
+ * L1/L2 and the group's part of x in L2; the sums wait in a worker's scratch between passes. The order over K is the
+ * same in both. */
 #include "internal.h"
 
 enum {
-    STREAM_AHEAD = 2048, /* bytes of a panel that prefetches run ahead when it comes from memory */
-    GROUP_ROWS = 256,    /* about 512 KiB of x a pass */
-    PASS_BLOCKS = 2,     /* K-blocks of a pass with many rows */
-    PART_STRIPS = 8,     /* strips of a task with many rows: their sums stay in L2 */
+    STREAM_AHEAD = 2048,  /* bytes of a panel that prefetches run ahead when it comes from memory */
+    GROUP_ROWS = 256,     /* about 512 KiB of x a pass */
+    PASS_BLOCKS = 2,      /* K-blocks of a pass with many rows */
+    PART_STRIPS = 8,      /* strips of a task with many rows: their sums stay in L2 */
     STREAM_PAIR_ROWS = 5, /* rows from which two panels at once are faster than one, even from memory */
-    PARTS_A_THREAD = 6,  /* tasks a thread gets with few rows */
-    SERIAL_ROWS = 8      /* rows that are copied without waking the others */
+    PARTS_A_THREAD = 6,   /* tasks a thread gets with few rows */
+    SERIAL_ROWS = 8       /* rows that are copied without waking the others */
 };
 
 typedef struct {
@@ -33,9 +34,7 @@ typedef struct {
     int32_t is_short_of_memory;
 } linear_state;
 
-static int64_t first_row(const linear_state *s, int64_t block) {
-    return block * s->args->num_rows / s->num_blocks;
-}
+static int64_t first_row(const linear_state *s, int64_t block) { return block * s->args->num_rows / s->num_blocks; }
 
 static void copy_rows(void *pointer, int64_t part) {
     const linear_state *s = pointer;
@@ -43,14 +42,21 @@ static void copy_rows(void *pointer, int64_t part) {
     int64_t end = least((part + 1) * SERIAL_ROWS, args->num_rows);
     for (int64_t row = part * SERIAL_ROWS; row < end; row++) {
         if (args->norm_weight) {
-            const ambidex_norm_args norm = {
-                .dtype = args->dtype, .num_rows = args->num_rows, .num_inputs = args->num_inputs, .x = args->x,
-                .x_stride = args->x_stride, .y = s->normed, .y_stride = args->num_inputs, .weight = args->norm_weight,
-                .weight_dtype = args->norm_dtype, .eps = args->norm_eps};
+            const ambidex_norm_args norm = {.dtype = args->dtype,
+                                            .num_rows = args->num_rows,
+                                            .num_inputs = args->num_inputs,
+                                            .x = args->x,
+                                            .x_stride = args->x_stride,
+                                            .y = s->normed,
+                                            .y_stride = args->num_inputs,
+                                            .weight = args->norm_weight,
+                                            .weight_dtype = args->norm_dtype,
+                                            .eps = args->norm_eps};
             s->kernels->norm_row(&norm, row);
         }
-        s->kernels->copy_row(s->left + row * ROW_BYTES, s->left_block, at(s->source, row * s->source_stride, args->dtype),
-                             args->num_inputs, s->padded, args->dtype, s->product.left_dtype);
+        s->kernels->copy_row(s->left + row * ROW_BYTES, s->left_block,
+                             at(s->source, row * s->source_stride, args->dtype), args->num_inputs, s->padded,
+                             args->dtype, s->product.left_dtype);
     }
 }
 
@@ -85,10 +91,16 @@ static void finish_strip(const linear_state *s, const float *c, int64_t c_panel,
     const int32_t num_panels = args->gated ? 1 : panels_of(s, strip);
     for (int32_t panel = 0; panel < num_panels; panel++) {
         const int64_t column = (args->gated ? strip : strip * s->strip_panels + panel) * PANEL;
-        finish_args f = {.c = c + panel * c_panel, .c_panel = c_panel, .num_rows = num_rows,
-                         .num_columns = least(PANEL, width - column), .dtype = args->dtype,
-                         .out_dtype = args->out_dtype, .bias_dtype = args->bias_dtype, .gated = args->gated,
-                         .residual_stride = args->residual_stride, .y_stride = args->y_stride};
+        finish_args f = {.c = c + panel * c_panel,
+                         .c_panel = c_panel,
+                         .num_rows = num_rows,
+                         .num_columns = least(PANEL, width - column),
+                         .dtype = args->dtype,
+                         .out_dtype = args->out_dtype,
+                         .bias_dtype = args->bias_dtype,
+                         .gated = args->gated,
+                         .residual_stride = args->residual_stride,
+                         .y_stride = args->y_stride};
         if (args->bias) f.bias = at(args->bias, column, args->bias_dtype);
         if (args->bias && args->gated) f.bias_up = at(args->bias, width + column, args->bias_dtype);
         if (args->residual) f.residual = at(args->residual, row * args->residual_stride + column, args->dtype);
@@ -102,8 +114,13 @@ static void stream_strips(const linear_state *s, int64_t begin, int64_t end) {
     float c[2 * MAX_TILE_ROWS * PANEL] __attribute__((aligned(64)));
     const int64_t num_rows = s->args->num_rows;
     for (int64_t strip = begin; strip < end; strip++) {
-        tile_args t = {.a = s->left, .a_block = s->left_block, .distance = least(STREAM_AHEAD, s->panel_bytes),
-                       .num_inputs = s->padded, .c = c, .c_panel = MAX_TILE_ROWS * PANEL, .num_rows = (int32_t)num_rows,
+        tile_args t = {.a = s->left,
+                       .a_block = s->left_block,
+                       .distance = least(STREAM_AHEAD, s->panel_bytes),
+                       .num_inputs = s->padded,
+                       .c = c,
+                       .c_panel = MAX_TILE_ROWS * PANEL,
+                       .num_rows = (int32_t)num_rows,
                        .num_panels = panels_of(s, strip)};
         strip_panels(s, strip, t.b);
         strip_panels(s, strip + 1 < end ? strip + 1 : strip, t.next);
@@ -124,7 +141,10 @@ static void multiply_strip(const linear_state *s, const many_part *part, int64_t
     const int64_t num_inputs = least(PASS_BLOCKS * block_inputs, s->padded - k), skip = k * s->panel_bytes / s->padded;
     const int64_t c_panel = s->product.max_rows * PANEL;
     const int is_last_k = k + num_inputs >= s->padded, is_last_strip = strip + 1 == part->end;
-    tile_args t = {.num_inputs = num_inputs, .a_block = s->left_block, .c_panel = c_panel, .num_panels = panels_of(s, strip),
+    tile_args t = {.num_inputs = num_inputs,
+                   .a_block = s->left_block,
+                   .c_panel = c_panel,
+                   .num_panels = panels_of(s, strip),
                    .accumulate = k > 0};
     strip_panels(s, strip, t.b);
     strip_panels(s, is_last_strip ? (is_last_k ? strip : part->begin) : strip + 1, t.next);
@@ -163,7 +183,8 @@ static int32_t check(const ambidex_linear_args *a) {
     if (!ambidex_kernels_of(a->level)) return AMBIDEX_BAD_LEVEL;
     if (!is_dtype(a->dtype) || (a->out_dtype != a->dtype && a->out_dtype != AMBIDEX_F32)) return AMBIDEX_BAD_DTYPE;
     if ((a->bias && !is_dtype(a->bias_dtype)) || (a->norm_weight && !is_dtype(a->norm_dtype))) return AMBIDEX_BAD_DTYPE;
-    if (a->num_rows < 0 || a->num_outputs < 0 || a->num_inputs < 1 || a->x_stride < a->num_inputs) return AMBIDEX_BAD_SHAPE;
+    if (a->num_rows < 0 || a->num_outputs < 0 || a->num_inputs < 1 || a->x_stride < a->num_inputs)
+        return AMBIDEX_BAD_SHAPE;
     if (a->gated && (a->num_outputs % (2 * PANEL) || a->residual)) return AMBIDEX_BAD_SHAPE;
     if (a->y_stride < (a->gated ? a->num_outputs / 2 : a->num_outputs)) return AMBIDEX_BAD_SHAPE;
     if (a->residual && a->residual_stride < a->num_outputs) return AMBIDEX_BAD_SHAPE;
@@ -179,16 +200,20 @@ static void cut(linear_state *s) {
     s->num_groups = (args->num_rows + GROUP_ROWS - 1) / GROUP_ROWS;
     s->strip_panels = args->gated || args->num_rows < STREAM_PAIR_ROWS ? 1 : s->product.max_panels;
     s->num_strips = args->gated ? num_panels / 2 : (num_panels + s->strip_panels - 1) / s->strip_panels;
-    s->num_parts = s->num_blocks == 1 ? threads * PARTS_A_THREAD
-                                      : threads * ((s->num_strips + threads * PART_STRIPS - 1) / (threads * PART_STRIPS));
+    s->num_parts = s->num_blocks == 1
+                       ? threads * PARTS_A_THREAD
+                       : threads * ((s->num_strips + threads * PART_STRIPS - 1) / (threads * PART_STRIPS));
     s->num_parts = least(s->num_parts, s->num_strips);
 }
 
 int32_t ambidex_linear(const ambidex_linear_args *args) {
     int32_t status = check(args);
     if (status || args->num_rows == 0 || args->num_outputs == 0) return status;
-    linear_state s = {.args = args, .kernels = ambidex_kernels_of(args->level), .source = args->x,
-                      .source_stride = args->x_stride, .padded = padded_inputs(args->num_inputs, args->dtype)};
+    linear_state s = {.args = args,
+                      .kernels = ambidex_kernels_of(args->level),
+                      .source = args->x,
+                      .source_stride = args->x_stride,
+                      .padded = padded_inputs(args->num_inputs, args->dtype)};
     s.product = s.kernels->products[args->dtype];
     s.panel_bytes = PANEL * s.padded * size_of(args->dtype);
     s.left_block = round_up(args->num_rows, MAX_TILE_ROWS) * ROW_BYTES;

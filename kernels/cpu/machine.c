@@ -79,7 +79,8 @@ void ambidex_release_scratch(void) {
 
 int32_t ambidex_advise_huge_pages(void *buffer, int64_t num_bytes) {
 #ifdef MADV_HUGEPAGE
-    uintptr_t begin = ((uintptr_t)buffer + 4095) & ~(uintptr_t)4095, end = ((uintptr_t)buffer + (uintptr_t)num_bytes) & ~(uintptr_t)4095;
+    uintptr_t begin = ((uintptr_t)buffer + 4095) & ~(uintptr_t)4095,
+              end = ((uintptr_t)buffer + (uintptr_t)num_bytes) & ~(uintptr_t)4095;
     if (end <= begin) return 0;
     return madvise((void *)begin, end - begin, MADV_HUGEPAGE) ? -errno : 0;
 #else
@@ -158,7 +159,8 @@ uint64_t ambidex_read_bandwidth(int32_t level, const void *buffer, int64_t num_b
     const kernel_set *kernels = ambidex_kernels_of(level);
     if (!kernels || !buffer || num_bytes <= 0) return 0;
     int64_t part_bytes = round_up((num_bytes + 16 * thread_count - 1) / (16 * thread_count), 4096);
-    read_state state = {.kernels = kernels, .buffer = buffer, .num_bytes = num_bytes / 64 * 64, .part_bytes = part_bytes};
+    read_state state = {
+        .kernels = kernels, .buffer = buffer, .num_bytes = num_bytes / 64 * 64, .part_bytes = part_bytes};
     atomic_init(&state.sum, 0);
     ambidex_run((state.num_bytes + part_bytes - 1) / part_bytes, read_part, &state);
     return atomic_load(&state.sum);

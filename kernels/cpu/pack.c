@@ -54,7 +54,8 @@ int32_t ambidex_pack(void *panels, const void *rows, int64_t row_stride, int64_t
     int64_t panel_bytes = PANEL * padded_inputs(num_inputs, dtype) * size_of(dtype);
     char *panel = (char *)panels + row0 / PANEL * panel_bytes;
     for (int64_t row = 0; row < num_rows; row += PANEL, panel += panel_bytes)
-        pack_panel(panel, at(rows, row * row_stride, dtype), row_stride, least(PANEL, num_rows - row), num_inputs, dtype);
+        pack_panel(panel, at(rows, row * row_stride, dtype), row_stride, least(PANEL, num_rows - row), num_inputs,
+                   dtype);
     return AMBIDEX_OK;
 }
 

@@ -43,9 +43,10 @@ static int qkv_shapes_fit(const ambidex_qkv_args *args) {
     int64_t d = args->head_size, page = args->page_size;
     int64_t width = (args->num_heads + 2 * args->num_kv_heads) * d, plane = args->num_kv_heads * page * d;
     return args->num_tokens >= 0 && args->num_heads >= 1 && args->num_kv_heads >= 1 && d >= 1 && d <= MAX_HEAD_SIZE &&
-           args->rotary_size >= 0 && args->rotary_size <= d && args->rotary_size % 2 == 0 && args->qkv_stride >= width &&
-           args->rotation_stride >= args->rotary_size / 2 && args->q_stride >= args->num_heads * d && page >= 8 &&
-           (page & (page - 1)) == 0 && args->num_pages >= 0 && (args->page_stride == 0 || args->page_stride >= plane);
+           args->rotary_size >= 0 && args->rotary_size <= d && args->rotary_size % 2 == 0 &&
+           args->qkv_stride >= width && args->rotation_stride >= args->rotary_size / 2 &&
+           args->q_stride >= args->num_heads * d && page >= 8 && (page & (page - 1)) == 0 && args->num_pages >= 0 &&
+           (args->page_stride == 0 || args->page_stride >= plane);
 }
 
 int32_t ambidex_qkv_rope_store(const ambidex_qkv_args *args) {

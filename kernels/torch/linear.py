@@ -1,4 +1,4 @@
-"""linear by torch's library (oneDNN, cuBLAS, hipBLAS). Not batch-invariant: the library picks its tiles by the row count."""
+"""linear by torch's library (oneDNN, cuBLAS, hipBLAS). Not batch-invariant: it picks tiles by the number of rows."""
 
 from __future__ import annotations
 

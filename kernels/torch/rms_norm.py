@@ -16,12 +16,14 @@ def rms_norm_torch(x: torch.Tensor, weight: Weight, *, eps: float) -> torch.Tens
 
 def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     x, norm = site.dtypes["x"], site.dtypes["norm"]
-    return None if norm == x else Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}, not {dtype_name(norm)}")
+    return (
+        None if norm == x else Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}, not {dtype_name(norm)}")
+    )
 
 
 KERNELS = (
     Kernel(
-        "rms_norm_torch", op="rms_norm", language="torch", run=rms_norm_torch, determinism=Determinism.BATCH, priority=10,
-        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}), refuses=_refuses,
+        "rms_norm_torch", op="rms_norm", language="torch", run=rms_norm_torch, determinism=Determinism.BATCH,
+        priority=10, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}), refuses=_refuses,
     ),
 )  # fmt: skip

@@ -1,11 +1,13 @@
 """sample on a CPU: the op's own result without sorting a vocabulary or drawing noise for all of it.
 
-A row that draws looks at its largest logits first. Filters nearly always end among them; and with Gumbel noise bounded by
+A row that draws looks at its largest logits first. Filters nearly always end among them; and as Gumbel noise is at most
 MAX_GUMBEL, a token whose logit lies further below the best sum than that cannot win. Where the first look does not
 decide, the whole row is done as the reference does it. Rows are worked one by one, so that batches do not matter.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -57,7 +59,7 @@ def _kept(scaled: torch.Tensor, values: torch.Tensor, row: int, sampling: Sampli
     top_k, top_p, min_p = int(sampling.top_k[row]), sampling.top_p[row], sampling.min_p[row]
     least = values[0] + min_p.log()
     kept = int((values >= least).sum())
-    if 0 < top_k:
+    if top_k > 0:
         kept = min(kept, top_k)
     whole = len(values) == len(scaled)
     decided = whole or bool(kept < len(values) and values[kept - 1] > values[-1])
@@ -90,8 +92,9 @@ def _winner(values: torch.Tensor, tokens: torch.Tensor, seed: torch.Tensor, posi
 
 
 def _only(row: int, sampling: Sampling) -> Sampling:
-    one = {
-        name: value[row : row + 1] if isinstance(value, torch.Tensor) else value for name, value in vars(sampling).items()
+    one: dict[str, Any] = {
+        name: value[row : row + 1] if isinstance(value, torch.Tensor) else value
+        for name, value in vars(sampling).items()
     }
     return Sampling(**one)
 

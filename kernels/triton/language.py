@@ -1,44 +1,61 @@
-"""The language `triton`: one place that imports it, so that kernel files can be read where it is not installed.
+"""The language `triton`: device functions that import it when they are first launched.
 
-Without it `triton.jit` gives the function back and `tl.constexpr` is a plain name: nothing runs, but the kernels can be
-listed and refused with a reason. Triton chooses its interpreter when a kernel is decorated, so `TRITON_INTERPRET=1`
-has to be set before this package is imported, and interpreted and compiled kernels live in different processes.
+A kernel file lists its kernels whether or not Triton is installed, and a process that binds none of them does not pay
+for the import (0.3 s and 70 MiB of memory). Such a file has `from __future__ import annotations`, takes `jit` and `tl`
+from here, and uses `tl` in its device functions only: there it is Triton's language from the first launch on.
+
+Triton chooses its interpreter when a function is decorated, that is at the first launch: TRITON_INTERPRET=1 is set
+before the process starts, and interpreted and compiled kernels live in different processes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:
-    if TYPE_CHECKING:
-        raise
-
-    def _undecorated(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-        return function if function is not None else _undecorated
-
-    triton = SimpleNamespace(jit=_undecorated)
-    tl = SimpleNamespace(constexpr=object)
-    INSTALLED = False
-else:
-    INSTALLED = True
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on"}
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
 """Whether the kernels of this process run in Triton's interpreter: on the CPU, operation by operation."""
 
-__all__ = ["INSTALLED", "INTERPRETED", "missing", "tl", "triton"]
+
+class _StandIn:
+    """What `tl` is in a kernel file until its first launch."""
+
+
+tl: Any = _StandIn()
+
+
+class DeviceFunction:
+    """A function for Triton, not yet handed to it. `function[grid](…)` launches; `made` is Triton's own object."""
+
+    def __init__(self, function: Callable[..., None], options: dict[str, Any]) -> None:
+        self._function, self._options = function, options
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return self.made[grid]  # type: ignore[no-any-return]
+
+    @cached_property
+    def made(self) -> Any:
+        names = self._function.__globals__
+        names.update({name: import_module("triton.language") for name, value in names.items() if value is tl})
+        called = [name for name in self._function.__code__.co_names if isinstance(names.get(name), DeviceFunction)]
+        names.update({name: names[name].made for name in called})
+        return import_module("triton").jit(**self._options)(self._function)
+
+
+def jit(**options: Any) -> Callable[[Callable[..., None]], DeviceFunction]:
+    """`triton.jit` at the first launch; the options are its own."""
+    return lambda function: DeviceFunction(function, options)
 
 
 def missing() -> str | None:
     """Why Triton's kernels cannot run here, in one line with the cure; None if they can."""
-    if not INSTALLED:
+    if find_spec("triton") is None:
         return "triton is not installed: pip install 'triton>=3.6,<4' (ROCm's torch brings its own)"
     if not INTERPRETED and not torch.cuda.is_available():
         return "triton finds no GPU here: TRITON_INTERPRET=1 runs its kernels in the interpreter, slowly"

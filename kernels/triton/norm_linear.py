@@ -1,8 +1,8 @@
 # pyright: basic
 """norm_linear in Triton: each block norms its rows while it reads them, then multiplies; the normed rows stay on chip.
 
-Two passes over a block's rows of x: the sum of squares, then the product. The second finds x in a cache, and the norm is
-applied before the rounding to x's dtype, as the op's parts do (folding it in afterwards would overflow float16).
+Two passes over a block's rows of x: the sum of squares, then the product. The second finds x in a cache, and the norm
+is applied before the rounding to x's dtype, as the op's parts do (folding it in afterwards would overflow float16).
 
 Letters: T tokens, N outputs, K contraction. Two kernels share the code. `norm_linear_triton` takes tiles by the bucket
 of rows; `norm_linear_triton_invariant` the same tiles in every bucket, because another tile height is another matrix
@@ -16,7 +16,7 @@ import torch
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Reason, Site, Weight, dtype_name
-from .language import INTERPRETED, tl, triton
+from .language import INTERPRETED, jit, tl
 
 _TILE_BYTES = 128
 """Of K that a tile row holds: the widest swizzle of NVIDIA's shared memory, two cache lines' halves of AMD's."""
@@ -25,7 +25,7 @@ _MAX_STAGES = 4
 _DEFAULT_ON_CHIP_KIB = 48  # where a profile does not say: what every GPU has
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@jit(do_not_specialize=["num_rows"])
 def _norm_linear_kernel(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr,
     num_rows, num_outputs, width, x_stride, weight_stride, y_stride, eps,

@@ -33,39 +33,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
-VOCAB_SIZE = 4096
-BEGIN, END_OF_TEXT, SYSTEM, USER, ASSISTANT, END_OF_TURN = SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
+from .tokenizer import (
+    ASSISTANT,
+    BEGIN,
+    END_OF_TEXT,
+    END_OF_TURN,
+    SYSTEM,
+    USER,
+    token_id,
+    train_tokenizer,
+    write_json,
+    write_model_files,
 )
-MAX_POSITIONS = 1024
+
 TEST_PERCENT, VALIDATION_PERCENT = 3, 5
 SPLITS = ("train", "validation", "test")
-
-# In this order: the indentation of a line, a dunder name, a word with at most one character before it, a digit,
-# punctuation, line ends, a run of spaces that leaves one for the next word. No piece spans a line end, so that a prompt
-# which stops there is segmented as the training text was.
-PIECES = (
-    r"^ +| ?__\p{L}+(?:_\p{L}+)*__|[^\s\p{L}\p{N}]?\p{L}+| \p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+|\n+| +(?= \S)| +|\s"
-)
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
-    "{{ raise_exception('the roles are system, user and assistant, not ' + message['role']) }}"
-    "{% endif %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 
 EXCLUDED_FOLDERS = {"__pycache__", "_bundled", "dist-packages", "idle_test", "lib-dynload", "site-packages"}
 TEST_FOLDERS = {"test", "tests"}
@@ -188,28 +172,6 @@ def conversations(texts: list[tuple[str, str]], rng: random.Random) -> Iterator[
             yield f"{system}{USER}{question}{END_OF_TURN}{ASSISTANT}{answer}{END_OF_TURN}{END_OF_TEXT}"
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
-    )
-    return tokenizer
-
-
 def cut(text: str, mean_characters: int, rng: random.Random) -> list[str]:
     """The text in pieces whose lengths are exponentially distributed."""
     pieces: list[str] = []
@@ -223,7 +185,7 @@ def cut(text: str, mean_characters: int, rng: random.Random) -> list[str]:
 
 def encode(tokenizer: Tokenizer, documents: list[list[str]], closed: bool = True) -> NDArray[np.uint16]:
     """One array of all documents: begin of text, the ids of each piece, end of text (unless the text has its own)."""
-    begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END_OF_TEXT)
+    begin, end = token_id(tokenizer, BEGIN), token_id(tokenizer, END_OF_TEXT)
     ids: list[int] = []
     for pieces in documents:
         ids.append(begin)
@@ -232,36 +194,6 @@ def encode(tokenizer: Tokenizer, documents: list[list[str]], closed: bool = True
         if closed:
             ids.append(end)
     return np.asarray(ids, dtype=np.uint16)
-
-
-def write_model_files(tokenizer: Tokenizer, folder: Path) -> None:
-    """The tokenizer and the configuration that does not depend on the weights."""
-    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    names = {"bos_token": BEGIN, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-    configuration = {
-        **names,
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": MAX_POSITIONS,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    generation = {
-        "bos_token_id": ids[BEGIN],
-        "eos_token_id": [ids[END_OF_TEXT], ids[END_OF_TURN]],
-        "pad_token_id": ids[END_OF_TEXT],
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_p": 0.9,
-    }
-    added = {"additional_special_tokens": list(SPECIAL_TOKENS[2:])}
-    write_json(folder / "tokenizer_config.json", configuration)
-    write_json(folder / "special_tokens_map.json", {**names, **added})
-    write_json(folder / "generation_config.json", generation)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def summary(texts: dict[str, list[tuple[str, str]]], arrays: dict[str, NDArray[np.uint16]]) -> dict[str, object]:

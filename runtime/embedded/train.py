@@ -83,19 +83,18 @@ def mean_loss(model: Llama, corpus: Corpus, rows_at_once: int = 32) -> float:
 class Recipe:
     """How to train; the defaults are those of the shipped checkpoint."""
 
-    epochs: int = 100
+    epochs: int = 118
     batch_rows: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup_steps: int = 300
     final_share: float = 0.02
-    weight_decay: float = 0.5
-    dropout: float = 0.15
-    cut_share: float = 0.3
+    weight_decay: float = 2.0
+    dropout: float = 0.25
+    cut_share: float = 0.4
     chat_share: float = 0.08
-    noise_share: float = 0.05
     average_decay: float = 0.999
     evaluate_every: int = 200
-    patience: int = 25
+    patience: int = 12
     seed: int = 0
 
     def rate(self, step: int, num_steps: int) -> float:
@@ -122,7 +121,7 @@ class Training:
     def __init__(self, recipe: Recipe, shape: Shape, data: Path, device: torch.device, compiled: bool) -> None:
         torch.manual_seed(recipe.seed)
         torch.set_float32_matmul_precision("high")
-        self.recipe, self.device, self.vocab_size = recipe, device, shape.vocab_size
+        self.recipe, self.device = recipe, device
         cuts = sorted(path.stem for path in data.glob("train-cut-*.npy"))
         rows = shape.max_position_embeddings
         self.corpus = Corpus(data, ["train-clean", *cuts, "train-chat"], rows, device)
@@ -150,8 +149,6 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         ids, targets = self.corpus.rows(starts)
-        noisy = torch.rand(ids.shape, device=self.device) < self.recipe.noise_share
-        ids = torch.where(noisy, torch.randint_like(ids, self.vocab_size), ids)
         with self.autocast():
             loss = self.loss(ids, targets)
         loss.backward()
@@ -159,7 +156,8 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - average_decay)
+            for average, current in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                average.lerp_(current, 1 - average_decay)
         return loss.detach()
 
     def look(self, step: int, losses: list[Tensor], seconds: float) -> dict[str, float]:
@@ -226,6 +224,24 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def follow(training: Training, shape: Shape, out: Path) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Run the training to its end or to the end of patience; the log and the best average are in `out` at any time."""
+    rows: list[dict[str, float]] = []
+    best = 0
+    with (out / "training_log.jsonl").open("w", encoding="utf-8") as log:
+        for row in training.run():
+            rows.append(row)
+            print(json.dumps(row, separators=(",", ":")), file=log, flush=True)
+            print(json.dumps(row), flush=True)
+            if row["val_loss"] < rows[best]["val_loss"] or len(rows) == 1:
+                best = len(rows) - 1
+                save(training.average, shape, out)
+            elif len(rows) - 1 - best >= training.recipe.patience:
+                print(f"stopped: no better validation loss in {training.recipe.patience} looks")
+                break
+    return rows, rows[best]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
@@ -241,20 +257,8 @@ def main() -> None:
     out: Path = arguments.out or arguments.data / "model"
     training = Training(recipe, shape, arguments.data, torch.device(arguments.device), arguments.compile)
     print(json.dumps(asdict(recipe)), f"{training.num_steps} steps", flush=True)
-    rows: list[dict[str, float]] = []
-    best = 0
-    for row in training.run():
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-        if row["val_loss"] < rows[best]["val_loss"] or len(rows) == 1:
-            best = len(rows) - 1
-            save(training.average, shape, out)
-        elif len(rows) - 1 - best >= recipe.patience:
-            print(f"stopped: no better validation loss in {recipe.patience} looks")
-            break
-    log = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-    (out / "training_log.jsonl").write_text(log, encoding="utf-8")
-    print("best:", json.dumps(rows[best]))
+    rows, best = follow(training, shape, out)
+    print("best:", json.dumps(best))
     if find_spec("matplotlib"):
         plot(rows, out / "loss_curve.png")
 

@@ -56,10 +56,11 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Planned:
-    """A step, and whose token each row of its logits is."""
+    """A step, whose token each row of its logits is, and who was admitted by it."""
 
     step: Step
     sampled: tuple[Scheduled, ...]
+    admitted: tuple[Scheduled, ...]
 
 
 @dataclass
@@ -69,6 +70,7 @@ class _Deltas:
     spans: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     logits: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     sampled: list[Scheduled] = field(default_factory=list[Scheduled])
+    admitted: list[Scheduled] = field(default_factory=list[Scheduled])
 
 
 class Scheduler:
@@ -101,7 +103,7 @@ class Scheduler:
             request = self.waiting.popleft()
             self._admit(request, deltas)
             budget -= self._span(request, budget, deltas)
-        return Planned(self._step(deltas), tuple(deltas.sampled))
+        return Planned(self._step(deltas), tuple(deltas.sampled), tuple(deltas.admitted))
 
     def finish(self, request: Scheduled) -> None:
         """Takes a request out, wherever it is; its slot and pages are free for the next step."""
@@ -121,6 +123,7 @@ class Scheduler:
     def _admit(self, request: Scheduled, deltas: _Deltas) -> None:
         request.slot = self._free_slots.pop()
         self.running.append(request)
+        deltas.admitted.append(request)
         deltas.added.append(_slot_added(request))
         for group, pool in self.pools.items():
             pages = pool.take(self.pages_needed(group, request.max_length))

@@ -1,4 +1,4 @@
-"""The conformance suite judges: faulty kernels fail, refused ones are neither; its four modes, as a third party runs them."""
+"""The conformance suite judges: faulty kernels fail, refused ones do neither; its four modes, as others run them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from ambidex.ops.layouts import PAGES_PSHD, PANEL16, dense
 from ambidex.ops.reference import ReferenceOps
 from ambidex.ops.store_kv import random_pages
 from ambidex.ops.types import Attending, Determinism, Pages, Weight
+
+pytest_plugins = ("pytester",)
 
 OPS = discovery.ops()
 PLACE = Place(load("cpu-avx512"), torch.device("cpu"), {})
@@ -158,34 +160,43 @@ def test_every_kernel_and_reference_is_tried() -> None:
 # As a third party runs it
 
 
-def suite(tmp_path: Path, *options: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "--pyargs", "ambidex.bench.conformance_suite", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+class Suite:
+    """`pytest --pyargs ambidex.bench.conformance_suite` with options, in a folder of its own."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.path = pytester.path
+        self._run = pytester.runpytest_inprocess
+
+    def __call__(self, *options: str) -> tuple[int, str]:
+        done = self._run("-q", "-rs", "--pyargs", "ambidex.bench.conformance_suite", *options)
+        return int(done.ret), f"{done.stdout}\n{done.stderr}"
 
 
-def test_test_mode_passes_and_skips_with_reasons(tmp_path: Path) -> None:
-    status, out = suite(tmp_path, "--ambidex-kernels", "*_torch", "-k", "paged_attention and float32")
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> Suite:
+    return Suite(pytester)
+
+
+def test_test_mode_passes_and_skips_with_reasons(suite: Suite) -> None:
+    status, out = suite("--ambidex-kernels", "*_torch", "-k", "paged_attention and float32")
     assert status == 0, out
     assert "not supported: shape: has no soft cap" in out
     assert "passed" in out
 
 
-def test_perf_mode_times_the_cases_themselves(tmp_path: Path) -> None:
+def test_perf_mode_times_the_cases_themselves(suite: Suite) -> None:
     status, out = suite(
-        tmp_path, "--ambidex-mode=perf", "--ambidex-kernels=rms_norm_torch", "-k", "qwen", "--benchmark-json=out.json",
+        "--ambidex-mode=perf", "--ambidex-kernels=rms_norm_torch", "-k", "qwen", "--benchmark-json=out.json",
         "--benchmark-max-time=0.05", "--benchmark-min-rounds=2",
     )  # fmt: skip
     assert status == 0, out
-    written = (tmp_path / "out.json").read_text()
+    written = (suite.path / "out.json").read_text()
     assert '"gb_per_s"' in written
     assert "rms_norm: qwen2.5-0.5b" in written
 
 
-def test_support_mode_prints_the_matrix_for_any_profile(tmp_path: Path) -> None:
-    status, out = suite(
-        tmp_path, "--ambidex-mode=support", "--ambidex-kernels=norm_linear_*", "--ambidex-profile=amd-mi300x"
-    )
+def test_support_mode_prints_the_matrix_for_any_profile(suite: Suite) -> None:
+    status, out = suite("--ambidex-mode=support", "--ambidex-kernels=norm_linear_*", "--ambidex-profile=amd-mi300x")
     assert status == 0, out
     lines = [line.split(maxsplit=3) for line in out.splitlines() if line.startswith("norm_linear ")]
     found = {(kernel, dtype): outcome for _, kernel, dtype, outcome in lines}
@@ -193,8 +204,8 @@ def test_support_mode_prints_the_matrix_for_any_profile(tmp_path: Path) -> None:
     assert found["norm_linear_cpu", "float32"].startswith("language_missing: is written in cpu; amd-mi300x runs")
 
 
-def test_trace_mode_prints_sites_and_choices(tmp_path: Path) -> None:
-    status, out = suite(tmp_path, "--ambidex-mode=trace", "--ambidex-profile=nvidia-h200-sxm", "-k", "norm_linear and odd")
+def test_trace_mode_prints_sites_and_choices(suite: Suite) -> None:
+    status, out = suite("--ambidex-mode=trace", "--ambidex-profile=nvidia-h200-sxm", "-k", "norm_linear and odd")
     assert status == 0, out
     assert "norm_linear@weight: norm_linear_triton block_t=" in out
     assert "not norm_linear_triton_invariant: policy: norm_linear_triton comes before it" in out
@@ -209,8 +220,8 @@ def test_trace_mode_prints_sites_and_choices(tmp_path: Path) -> None:
         (["--ambidex-mode", "perf", "-p", "no:benchmark"], "pip install 'ambidex[bench]'"),
     ],
 )
-def test_a_wrong_option_is_one_line(tmp_path: Path, options: list[str], text: str) -> None:
-    status, out = suite(tmp_path, *options)
+def test_a_wrong_option_is_one_line(suite: Suite, options: list[str], text: str) -> None:
+    status, out = suite(*options)
     assert status != 0
     assert text in out
     assert "Traceback" not in out
@@ -218,7 +229,7 @@ def test_a_wrong_option_is_one_line(tmp_path: Path, options: list[str], text: st
 
 def test_the_plugin_does_nothing_unasked(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(
-        "import sys\n\ndef test_one():\n    assert 'ambidex.bench.trials' not in sys.modules\n    assert 'torch' not in sys.modules\n"
+        "import sys\n\ndef test_one():\n    assert not {'ambidex.bench.trials', 'torch'} & set(sys.modules)\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "test_one.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -30,14 +32,17 @@ def compiled(profile_name: str, launch: dict[str, Any], dtype: str) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    function = _norm_linear_kernel.made
     backend, arch, _ = TARGETS[profile_name]
     tiles = {"BLOCK_T": launch["block_t"], "BLOCK_N": launch["block_n"], "BLOCK_K": launch["block_k"]}
     constants = {**tiles, "HAS_BIAS": True, "UPCAST": False}
-    names = list(_norm_linear_kernel.arg_names)
+    names = list(function.arg_names)
     types = {name: f"*{dtype}" if name.endswith("_ptr") else "fp32" if name == "eps" else "i32" for name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "_stride", "width"))}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith(("_ptr", "_stride", "width"))
+    }
     source = ASTSource(
-        _norm_linear_kernel, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned
+        function, {**types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants, attrs=aligned
     )
     options = {"num_warps": launch["num_warps"], "num_stages": launch["num_stages"], "enable_fp_fusion": True}
     lanes = load(profile_name).lane_width
@@ -64,7 +69,9 @@ def test_a_launch_fits_and_multiplies_in_matrix_instructions(profile_name: str, 
 def test_the_invariant_kernel_launches_alike_in_every_bucket(profile_name: str) -> None:
     launch = discovery.kernels()["norm_linear_triton_invariant"].launch
     assert launch is not None
-    assert len({tuple(launch(site(torch.bfloat16), load(profile_name), rows).items()) for rows in (1, 8, 64, MANY)}) == 1
+    assert (
+        len({tuple(launch(site(torch.bfloat16), load(profile_name), rows).items()) for rows in (1, 8, 64, MANY)}) == 1
+    )
 
 
 def test_tiles_follow_the_profiles_numbers() -> None:
@@ -74,3 +81,9 @@ def test_tiles_follow_the_profiles_numbers() -> None:
     assert h200["num_stages"] > mi300x["num_stages"], "64 KiB hold fewer stages than 227"
     assert h200["num_warps"] == 2 * mi300x["num_warps"], "a wave has 64 lanes, a warp 32"
     assert launch(site(torch.float32), load("amd-mi300x"), MANY)["block_k"] * 2 == mi300x["block_k"]
+
+
+def test_listing_kernels_does_not_load_triton() -> None:
+    code = "import sys; from ambidex.ops import discovery; discovery.kernels(); print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -259,8 +259,14 @@ def test_parts_are_a_choice() -> None:
     [
         ({"linear": "amx"}, "amx cannot serve linear@w: arch: cpu-avx512 has no amx_tile"),
         ({"linear@w": "few"}, "few cannot serve linear@w: rows: is made for at most 8 rows"),
-        ({"linear": "nobody"}, "nobody cannot serve linear@w: it is not one of its implementations (amx, few, reference)"),
-        ({"linear": "parts"}, "parts cannot serve linear@w: it is not one of its implementations (amx, few, reference)"),
+        (
+            {"linear": "nobody"},
+            "nobody cannot serve linear@w: it is not one of its implementations (amx, few, reference)",
+        ),
+        (
+            {"linear": "parts"},
+            "parts cannot serve linear@w: it is not one of its implementations (amx, few, reference)",
+        ),
         ({"linaer@w": "few"}, "no site or op is called linaer@w; did you mean linear@w?"),
         ({"zzz": "few"}, "no site or op is called zzz; there are linear, linear@w"),
     ],
@@ -353,7 +359,10 @@ def test_bound_ops_run_what_was_chosen_with_its_launch_and_agree_with_the_refere
     made = kernels(kernel("spy", "linear", run=spy, launch=lambda site, profile, bucket: {"tile": min(bucket, 999)}))
     binding = decided(normed, made)
     generator = torch.Generator().manual_seed(0)
-    norm, w = dense("norm", torch.rand(WIDTH, generator=generator)), dense("w", torch.randn(16, WIDTH, generator=generator))
+    norm, w = (
+        dense("norm", torch.rand(WIDTH, generator=generator)),
+        dense("w", torch.randn(16, WIDTH, generator=generator)),
+    )
     for rows in (1, 2, 8, 9, 600):
         operand = torch.randn(rows, WIDTH, generator=generator)
         wanted = ReferenceOps(OPS).norm_linear(operand, norm, w, eps=1e-5)

@@ -1,4 +1,4 @@
-"""Every op keeps the contract: documented, validated in one line, described in closed form, right against other code."""
+"""Every op keeps the contract: documented, validated in one line, cost in closed form, right against other code."""
 
 import inspect
 import re
@@ -194,7 +194,9 @@ def test_a_policy_is_validated(options: dict[str, Any], match: str) -> None:
 
 def test_rms_norm_is_torchs() -> None:
     x, weight = normal(5, 64), dense("n", normal(64, seed=1))
-    torch.testing.assert_close(call("rms_norm", x, weight, eps=1e-5), functional.rms_norm(x, (64,), weight.values, 1e-5))
+    torch.testing.assert_close(
+        call("rms_norm", x, weight, eps=1e-5), functional.rms_norm(x, (64,), weight.values, 1e-5)
+    )
 
 
 def test_silu_and_mul_is_torchs() -> None:
@@ -267,7 +269,9 @@ def test_a_soft_cap_bounds_the_scores() -> None:
     capped, free = (call("paged_attention", *args, **{**params, "softcap": cap}) for cap in (1e-4, 0.0))
     q, pages, attending = args
     length = int(attending.context_lengths[0])
-    mean = keys_of(pages, attending, 0, "v", length).mean(1).repeat_interleave(q.shape[1] // pages.planes["v"].shape[1], 0)
+    mean = (
+        keys_of(pages, attending, 0, "v", length).mean(1).repeat_interleave(q.shape[1] // pages.planes["v"].shape[1], 0)
+    )
     torch.testing.assert_close(capped[0], mean, atol=1e-3, rtol=1e-3)
     assert not torch.allclose(capped, free, atol=1e-3)
 

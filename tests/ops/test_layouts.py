@@ -57,7 +57,7 @@ def test_panels_hold_sixteen_rows_side_by_side_and_zeros_beyond(dtype: torch.dty
 
 
 def test_panels_refuse_what_they_do_not_hold() -> None:
-    with pytest.raises(ValueError, match="panel16 holds float32 and bfloat16, not torch.float16"):
+    with pytest.raises(ValueError, match=r"panel16 holds float32 and bfloat16, not torch\.float16"):
         PANEL16.storage_shape((16, 16), torch.float16)
 
 

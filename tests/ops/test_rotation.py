@@ -44,7 +44,9 @@ def test_frequencies_are_transformers(scaling: dict[str, Any], theta: float, hea
     if scaling["rope_type"] == "default":
         theirs, their_factor = 1.0 / theta ** (torch.arange(0, head_size, 2).float() / head_size), 1.0
     else:
-        theirs, their_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config(scaling, theta, head_size), torch.device("cpu"))
+        theirs, their_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](
+            config(scaling, theta, head_size), torch.device("cpu")
+        )
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0.0)
     assert factor == pytest.approx(their_factor, rel=1e-6)
 

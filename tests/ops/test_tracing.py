@@ -98,7 +98,7 @@ def test_validation_speaks_while_tracing() -> None:
 
 def test_an_unknown_op_is_named_with_the_known_ones() -> None:
     recorder = Recorder(discovery.ops(), LOGITS)
-    with pytest.raises(AttributeError, match="no op is called liner: there are .*linear"):
+    with pytest.raises(AttributeError, match=r"no op is called liner: there are .*linear"):
         recorder.liner(empty(1, 1))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ambidex.ops.types import Plane, Site, StateGroup, Work
+from ambidex.ops.types import Plane, Site, StateGroup, WeightSpec, Work
 from ambidex.planning.step_cost import Span, decode_bytes, site_work, step_cost
 
 SPANS: list[Span] = [(0, 5), (7, 1), (3, 4), (0, 1), (20, 3)]
@@ -32,14 +32,11 @@ def test_rows_of_logits_are_requests() -> None:
     assert site_work(site("logits"), SPANS).rows == len(SPANS)
 
 
-def test_a_step_counts_every_layer_and_each_weight_once() -> None:
-    shape = {"T": 1, "N": 32, "K": 16}
-    linear = Site(
-        "silu_and_mul", "gate_up", {"D": 16}, {"x": torch.bfloat16}, num_layers=3,
-    )  # fmt: skip
-    assert shape
-    one, two = step_cost([linear], [(0, 1)]), step_cost([linear], [(0, 2)])
-    assert one.num_bytes > 0
-    assert two.num_bytes == 2 * one.num_bytes
-    assert one.num_bytes % 3 == 0
-    assert decode_bytes([linear], 4, 10) == 4 * one.num_bytes
+def test_every_layer_counts_and_a_weight_counts_once_a_step() -> None:
+    weight = WeightSpec("layers.*.o", (32, 16), torch.bfloat16, "dense", 1024)
+    dtypes = {"x": torch.bfloat16, "y": torch.bfloat16}
+    linear = Site("linear", "layers.*.o", {"N": 32, "K": 16}, dtypes, weights=(weight,), num_layers=3)
+    assert step_cost([linear], [(0, 1)]).num_bytes == 3 * (1024 + 2 * (32 + 16))
+    assert step_cost([linear], [(0, 5)]).num_bytes == 3 * (1024 + 5 * 2 * (32 + 16))
+    assert step_cost([linear, linear], [(9, 2)]).num_operations == 2 * 3 * 2 * 2 * 32 * 16
+    assert decode_bytes([linear], 4, 10) == 3 * (1024 + 4 * 2 * (32 + 16))

@@ -1,7 +1,7 @@
 """The C kernels against float64, their promise of batch invariance, and what the loader says when something is missing.
 
-The library under test is built here, with the AMX tiles emulated in C, so that the tile code runs on any processor; on a
-processor with tiles the installed library is tested at that level too.
+The library under test is built here, with the AMX tiles emulated in C, so that the tile code runs on any processor with
+AVX-512. AMBIDEX_TEST_TILES=1 builds it for real tiles instead, on a processor that has them.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
-
 from ambidex.kernels.cpu import build as cpu_build
 from ambidex.kernels.cpu.library import (
     DTYPES,
@@ -39,7 +39,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
         cpu_build.find_compiler()
     except cpu_build.CompilerMissing as missing:
         pytest.skip(str(missing))
-    path = cpu_build.build(tmp_path_factory.mktemp("cpu"), defines=("AMBIDEX_EMULATE_AMX",))
+    defines = () if os.environ.get("AMBIDEX_TEST_TILES") else ("AMBIDEX_EMULATE_AMX",)
+    path = cpu_build.build(tmp_path_factory.mktemp("cpu"), defines=defines)
     return open_library(path)
 
 
@@ -208,9 +209,7 @@ def test_packed_rows_come_back(library: Library, dtype: torch.dtype, shape: tupl
     panels = pack(library, weight, chunk_rows=16)
     ids = torch.randint(shape[0], (9,))
     out = poisoned(9, shape[1] + 3, dtype=dtype)
-    library.unpack_rows(
-        pointer(out), out.stride(0), pointer(panels), *shape, pointer(ids), len(ids), DTYPES[dtype]
-    )
+    library.unpack_rows(pointer(out), out.stride(0), pointer(panels), *shape, pointer(ids), len(ids), DTYPES[dtype])
     assert torch.equal(out[:, : shape[1]], weight[ids])
     assert torch.isnan(out[:, shape[1] :]).all()
     bad = torch.tensor([shape[0]])
@@ -271,9 +270,11 @@ def test_qkv_rope_store(
     slots = torch.tensor([17, 3, -1, 8, 23, 0])
     args = QkvArgs(
         level=level, dtype=DTYPES[dtype], num_tokens=tokens, num_heads=hq, num_kv_heads=hkv, head_size=d,
-        rotary_size=r, qkv=pointer(qkv), qkv_stride=qkv.stride(0), q_norm=pointer(norms[0]), k_norm=pointer(norms[1]),
+        rotary_size=r, qkv=pointer(qkv), qkv_stride=qkv.stride(0), q_norm=pointer(norms[0]),
+        k_norm=pointer(norms[1]),
         norm_dtype=DTYPES[dtype], norm_eps=1e-5, cos=pointer(cos), sin=pointer(sin),
-        rotation_stride=r // 2, q=pointer(q), q_stride=hq * d, k_pages=pointer(planes[0]), v_pages=pointer(planes[1]), num_pages=num_pages, page_size=page_size,
+        rotation_stride=r // 2, q=pointer(q), q_stride=hq * d,
+        k_pages=pointer(planes[0]), v_pages=pointer(planes[1]), num_pages=num_pages, page_size=page_size,
         page_stride=0, slots=pointer(slots),
     )  # fmt: skip
     library.qkv_rope_store(args)
@@ -433,7 +434,9 @@ def test_nothing_to_do_is_fine(library: Library) -> None:
     panels = pack(library, torch.randn(16, 32).to(BF16))
     assert linear(library, level, torch.empty(0, 32, dtype=BF16), panels, 16).shape == (0, 16)
     library.argmax(level, 0, 4, 0, 4, 0)
-    library.paged_attention(AttentionArgs(num_heads=1, num_kv_heads=1, head_size=2, page_size=8, q_stride=2, out_stride=2))
+    library.paged_attention(
+        AttentionArgs(num_heads=1, num_kv_heads=1, head_size=2, page_size=8, q_stride=2, out_stride=2)
+    )
 
 
 @pytest.mark.parametrize(
