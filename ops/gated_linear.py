@@ -63,7 +63,7 @@ CASES = (
     Case(
         "llama-3.1-8b-decode", {"T": 1, "I": 14336, "K": 4096, "norm": True}, {"T": 1, "I": 112, "K": 64, "norm": True}
     ),
-    Case("qwen2.5-0.5b", {"T": 64, "I": 4864, "K": 896, "norm": True}, {"T": 9, "I": 152, "K": 56, "norm": True}),
+    Case("qwen2.5-0.5b", {"T": 64, "I": 4864, "K": 896, "norm": True}, {"T": 9, "I": 304, "K": 56, "norm": True}),
     Case("llama-3.2-1b-plain", {"T": 128, "I": 8192, "K": 2048}, {"T": 17, "I": 64, "K": 48}),
     Case("llama-mlp-bias", {"T": 8, "I": 8192, "K": 2048, "bias": True}, {"T": 8, "I": 64, "K": 48, "bias": True}),
     Case("odd", {"T": 17, "I": 1003, "K": 333, "norm": True}, {"T": 17, "I": 35, "K": 33, "norm": True}),

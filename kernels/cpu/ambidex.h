@@ -64,7 +64,9 @@ AMBIDEX_API void ambidex_release_scratch(void);
 /* Reads num_bytes (a multiple of 64) once with all threads and returns their xor: the denominator of a roofline. */
 AMBIDEX_API uint64_t ambidex_read_bandwidth(int32_t level, const void *buffer, int64_t num_bytes);
 
-/* Asks for huge pages (madvise) behind a buffer; call it after allocating and before writing. 0, or -errno. */
+/* Asks for huge pages (madvise) behind a buffer; call it after allocating and before writing. 0, or -errno. Only whole
+ * 2 MiB pages become huge: put small weights into one arena. A weight of 1.6 MB behind 4 KiB pages is read at about half
+ * the speed. */
 AMBIDEX_API int32_t ambidex_advise_huge_pages(void *buffer, int64_t num_bytes);
 
 /* ---- packed weights: panel16 ------------------------------------------------------------------------------------- *

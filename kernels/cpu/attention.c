@@ -34,9 +34,8 @@ typedef struct {
 } attention_room;
 
 static int64_t carve(int64_t *used, int64_t num_bytes) {
-    int64_t begin = *used;
     *used += round_up(num_bytes, 64);
-    return begin;
+    return *used - round_up(num_bytes, 64);
 }
 
 static int make_room(const attention_state *s, attention_room *room) {

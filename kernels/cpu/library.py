@@ -232,18 +232,9 @@ class Library:
             raise _refusal("pack", status)
 
     def unpack_rows(
-        self,
-        out: int,
-        out_stride: int,
-        panels: int,
-        num_outputs: int,
-        num_inputs: int,
-        ids: int,
-        num_ids: int,
-        dtype: int,
+        self, out: int, out_stride: int, panels: int, outputs: int, inputs: int, ids: int, num_ids: int, dtype: int
     ) -> None:
-        arguments = out, out_stride, panels, num_outputs, num_inputs, ids, num_ids, dtype
-        if status := self.functions.ambidex_unpack_rows(*arguments):
+        if status := self.functions.ambidex_unpack_rows(out, out_stride, panels, outputs, inputs, ids, num_ids, dtype):
             raise _refusal("unpack_rows", status)
 
     def read_bandwidth(self, level: int, buffer: int, num_bytes: int) -> int:

@@ -37,7 +37,7 @@ class DeviceFunction:
         self._function, self._options = function, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return self.made[grid]  # type: ignore[no-any-return]
+        return self.made[grid]
 
     @cached_property
     def made(self) -> Any:
