@@ -66,6 +66,10 @@ class Backend:
         """The bandwidth (10⁹ bytes a second) at which the device reads memory, measured in at most 0.3 s."""
         raise NotImplementedError(f"{self.name}: write read_bandwidth_gb_per_s(device) -> float")
 
+    def allocate(self, num_bytes: int, device: torch.device) -> torch.Tensor:
+        """Zeros, [num_bytes] uint8: one of the few large pieces that hold weights and state. Default: torch's."""
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+
     def profile(self, report: DeviceReport) -> Match:
         """The profile of a device. Default: `hwprofiles.match`."""
         return match(report)

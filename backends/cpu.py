@@ -5,6 +5,7 @@ Linux says it in /proc and /sys; elsewhere Python's own answers stand in, and th
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from .cgroups import cpu_quota, memory_limits, text_of
 from .contract import Backend, Memory
 
 _MIB = 1 << 20
+_HUGE_PAGE = 2 << 20
+_MADV_HUGEPAGE = 14
 _MIN_BUFFER_MIB, _MAX_BUFFER_MIB = 64, 512
 
 
@@ -82,6 +85,13 @@ def host_memory(root: Path) -> Memory:
     return Memory(min(limit for limit, _ in bounds), min(left for _, left in bounds))
 
 
+def _advise_huge_pages(memory: torch.Tensor) -> None:
+    """madvise(2): a wish, not a demand; systems without it keep their small pages."""
+    libc = ctypes.CDLL(None)
+    if platform.system() == "Linux" and hasattr(libc, "madvise"):
+        libc.madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(memory.numel()), _MADV_HUGEPAGE)
+
+
 def _allowed_processors() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
@@ -127,6 +137,14 @@ class CpuBackend(Backend):
 
     def memory(self, device: torch.device) -> Memory:
         return host_memory(self._root)
+
+    def allocate(self, num_bytes: int, device: torch.device) -> torch.Tensor:
+        """Zeros on huge pages where Linux grants them: begins at a multiple of their size, committed when touched."""
+        whole = torch.zeros(num_bytes + _HUGE_PAGE, dtype=torch.uint8)
+        start = -whole.data_ptr() % _HUGE_PAGE
+        piece = whole[start : start + num_bytes]
+        _advise_huge_pages(piece)
+        return piece
 
     def synchronize(self, device: torch.device) -> None:
         """Nothing to wait for: a call returns when it is done."""

@@ -14,7 +14,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..ops.layouts import ROW_MAJOR, dense
-from ..ops.types import Attending, Layout, PageLayout, Pages, Plane, Weight
+from ..ops.state import Attending, PageLayout, Pages, Plane
+from ..ops.types import Layout, Weight
 
 Change = Callable[[Any], Any]
 """From an operand to what stands for it, or None to look inside it."""

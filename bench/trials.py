@@ -22,9 +22,10 @@ from ..ops.binding import BindingError, bind
 from ..ops.bound import BoundSite
 from ..ops.contract import Arguments, Case, Kernel, Op, Policy
 from ..ops.reference import ReferenceOps
+from ..ops.state import Attending, Pages
 from ..ops.support import PageDemand, bucket_of, layout_refusal, refusal
 from ..ops.tracing import Recorder
-from ..ops.types import Attending, Cost, Determinism, Pages, Reason, Site, Work, dtype_name
+from ..ops.types import Cost, Determinism, Reason, Site, Work, dtype_name
 from .operands import Poison, copied, on_device, packed, request_taken, rows_taken, widened
 
 POLICY = Policy(determinism=Determinism.NONE)

@@ -16,18 +16,8 @@ import torch
 
 from ..hwprofiles.schema import Profile
 from .layouts import PAGES_PHSD, PAGES_PSHD, ROW_MAJOR
-from .types import (
-    Cost,
-    Determinism,
-    Layout,
-    PageLayout,
-    Reason,
-    Scalar,
-    Site,
-    StateGroup,
-    Weight,
-    Work,
-)
+from .state import PageLayout, StateGroup
+from .types import Cost, Determinism, Layout, Reason, Scalar, Site, Weight, Work
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments and keyword parameters of one call."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from .types import Layout, PageLayout, Weight
+from .state import PageLayout
+from .types import Layout, Weight
 
 _PANEL = 16
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from .contract import Arguments, Case, Op, Signature
+from .state import Attending, Pages
 from .store_kv import random_pages
-from .types import Attending, Cost, Determinism, Pages, Site, Work, accumulator
+from .types import Cost, Determinism, Site, Work, accumulator
 from .validation import COMPUTE_TOLERANCE, expect_float, expect_shape, random_tensor
 
 

@@ -15,7 +15,8 @@ import torch
 from . import store_kv
 from .contract import Arguments, Case, Op, Signature
 from .rope import random_rotation
-from .types import Cost, Pages, Site, Weight, Work
+from .state import Pages
+from .types import Cost, Site, Weight, Work
 from .validation import COMPUTE_TOLERANCE, expect_float, expect_shape, expect_weight, random_tensor, random_weight
 
 

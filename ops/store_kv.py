@@ -13,7 +13,8 @@ import torch
 
 from .contract import Arguments, Case, Op, Signature
 from .layouts import PAGES_PHSD
-from .types import Cost, Pages, Plane, Site, StateGroup, Work
+from .state import Pages, Plane, StateGroup
+from .types import Cost, Site, Work
 from .validation import EXACT, expect_shape, random_tensor
 
 

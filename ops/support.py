@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ..hwprofiles.schema import Profile
 from .contract import Kernel, Policy
-from .types import Layout, PageLayout, Reason, Site, dtype_name
+from .state import PageLayout
+from .types import Layout, Reason, Site, dtype_name
 
 UNBOUNDED = 1 << 62
 """The bucket that holds any number of rows."""

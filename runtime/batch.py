@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..ops.types import Attending, Pages
+from ..ops.state import Attending, Pages
 
 State = Mapping[str, Sequence[Pages]]
 """Pages of each state group, one entry a layer of that group."""

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 
 from ..ops.rotation import frequencies
-from ..ops.types import Mesh, Plane, StateGroup, Weight
+from ..ops.state import Plane, StateGroup
+from ..ops.types import Mesh, Weight
 from .batch import Batch, State
 from .config import Family, ModelConfig, dense_config
 from .fields import Fields

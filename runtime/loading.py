@@ -18,8 +18,9 @@ import torch
 from ..ops.discovery import ops as all_ops
 from ..ops.layouts import PAGES_PHSD, ROW_MAJOR
 from ..ops.sample import Sampling
+from ..ops.state import Attending, Pages, StateGroup
 from ..ops.tracing import Recorder
-from ..ops.types import DENSE, ONE_DEVICE, Attending, Format, Layout, Pages, Site, StateGroup, Weight, dtype_name
+from ..ops.types import DENSE, ONE_DEVICE, Format, Layout, Site, Weight, dtype_name
 from .batch import Batch
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -27,6 +28,8 @@ from .errors import CheckpointCorrupt, CheckpointRefused
 from .fields import shown
 from .model import Model, Parameter
 from .tensor_file import TensorEntry
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 STAGING_BYTES = 4 << 20
 # Primes that no model has as a size of its own: a site's rows are told by how many they are.
@@ -43,7 +46,7 @@ def trace(
     """The sites of a model that runs in `dtype`, in the order of its pass, with the sampler's at the end."""
     config = replace(config, dtype=dtype)
     weights = {
-        parameter.name: _allocate(parameter, stored_as(parameter, quantization), ROW_MAJOR, dtype, _META)
+        parameter.name: _empty_weight(parameter, stored_as(parameter, quantization), ROW_MAJOR, dtype, _zeros(_META))
         for parameter in model_class.parameters(config)
     }
     model = model_class(config, weights, _META)
@@ -60,10 +63,16 @@ def stored_as(parameter: Parameter, quantization: Format) -> Format:
     return quantization if len(parameter.shape) == 2 and parameter.role.startswith("layers.") else DENSE
 
 
-def _allocate(parameter: Parameter, stored: Format, layout: Layout, dtype: torch.dtype, device: torch.device) -> Weight:
+def _zeros(device: torch.device) -> Allocate:
+    return lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _empty_weight(
+    parameter: Parameter, stored: Format, layout: Layout, dtype: torch.dtype, allocate: Allocate
+) -> Weight:
     """Zeros, because a layout's padding is zero."""
     kinds = stored.tensors(parameter.shape, dtype, layout)
-    tensors = {name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in kinds.items()}
+    tensors = {name: allocate(shape, kind) for name, (shape, kind) in kinds.items()}
     return Weight(parameter.role, parameter.shape, dtype, layout, tensors, stored, shard=parameter.shard)
 
 
@@ -107,12 +116,14 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    allocate: Allocate | None = None,
     quantization: Format = DENSE,
     explicit_dtype: bool = False,
     progress: bool = True,
 ) -> dict[str, Weight]:
     """Every parameter's weight by name, in `dtype` on `device`, laid out as `layouts` says for its role.
 
+    allocate(shape, dtype): where the tensors come from, zeroed; None: torch, one by one.
     quantization: the format in which the layers' products are kept.
     explicit_dtype: the user asked for `dtype`; without it, float16 files are not run as bfloat16 nor the other way.
     progress: a bar on standard error where that is a terminal; False shows none there either.
@@ -124,7 +135,7 @@ def load_weights(
     for entry in sources:
         _check_dtype(entry, dtype, explicit_dtype)
     with _progress(sum(entry.num_bytes for entry in sources), progress) as advance:
-        loader = _Loader(checkpoint, dtype, device, advance)
+        loader = _Loader(checkpoint, dtype, device, allocate or _zeros(device), advance)
         return {
             parameter.name: loader.load(parameter, stored_as(parameter, quantization), _layout(parameter, layouts))
             for parameter in parameters
@@ -175,13 +186,19 @@ class _Loader:
     """Two pieces of memory through which rows pass: as they stand in the file, and in the run's dtype."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, advance: Callable[[int], None]
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        allocate: Allocate,
+        advance: Callable[[int], None],
     ) -> None:
         self._checkpoint, self._dtype, self._device, self._advance = checkpoint, dtype, device, advance
+        self._allocate = allocate
         self._buffers: dict[str, torch.Tensor] = {}
 
     def load(self, parameter: Parameter, stored: Format, layout: Layout) -> Weight:
-        weight = _allocate(parameter, stored, layout, self._dtype, self._device)
+        weight = _empty_weight(parameter, stored, layout, self._dtype, self._allocate)
         in_place = stored is DENSE and layout is ROW_MAJOR and self._device.type == "cpu"
         for row0, num_rows in self._pieces(parameter, layout):
             if in_place:

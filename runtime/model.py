@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..ops.discovery import module, plugins, stems
-from ..ops.types import Mesh, StateGroup, Weight
+from ..ops.state import StateGroup
+from ..ops.types import Mesh, Weight
 from .errors import ConfigError
 from .fields import Fields, shown
 

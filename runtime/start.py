@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,14 +20,16 @@ from ..ops import discovery
 from ..ops.binding import Binding, bind
 from ..ops.contract import Policy
 from ..ops.layouts import ROW_MAJOR
-from ..ops.types import DENSE, Determinism, Format, Site, StateGroup, dtype_name
+from ..ops.state import StateGroup
+from ..ops.types import DENSE, Determinism, Format, Site, dtype_name
+from .arena import Arena, arena_bytes
 from .checkpoint import Checkpoint, resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
 from .engine import Engine, Limits
 from .errors import ConfigError, DeviceError, OutOfMemory
 from .execute.slots import SlotTable
-from .execute.worker import Worker, allocate_state
+from .execute.worker import Worker, allocate_state, state_tensors
 from .loading import load_weights, stored_as, trace
 from .model import Model, Parameter, find_model
 from .schedule.pages import PagePool
@@ -107,15 +108,17 @@ def start(options: Options) -> Loaded:
     sites = trace(model_class, config, dtype, stored)
     binding = bind(sites, profile, policy(options), missing=discovery.missing_languages())
     parameters, groups = model_class.parameters(config), model_class.groups(config)
-    needed = weight_bytes(parameters, binding, dtype, stored)
+    needed = arena_bytes(_weight_tensors(parameters, binding, dtype, stored))
     capacity = plan_capacity(options, config, groups, needed, backend.memory(device).free_bytes, profile)
     checkpoint = Checkpoint.open(folder)
+    arena = Arena(arena_bytes(_weight_tensors(parameters, binding, dtype, stored)), backend, device)
     weights = load_weights(
         checkpoint, parameters, binding.weight_layouts, dtype, device,
+        allocate=arena.take,
         quantization=stored, explicit_dtype=options.dtype != "auto", progress=options.progress,
     )  # fmt: skip
     model = model_class(config, weights, device)
-    engine = _engine(options, capacity, model, groups, binding, device, config, tokenizer)
+    engine = _engine(options, capacity, model, groups, binding, backend, device, config, tokenizer)
     return Loaded(
         engine, config, profile, backend, report, device, binding, dtype,
         sum(weight.num_bytes for weight in weights.values()),
@@ -201,14 +204,15 @@ def find_format(name: str | None) -> Format:
     return known[name] if name else DENSE
 
 
-def weight_bytes(parameters: tuple[Parameter, ...], binding: Binding, dtype: torch.dtype, quantization: Format) -> int:
-    """Bytes of the weights in their format and layout, padding included."""
-    total = 0
+def _weight_tensors(
+    parameters: tuple[Parameter, ...], binding: Binding, dtype: torch.dtype, quantization: Format
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Every tensor of the weights in their format and layout, padding included."""
+    tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
     for parameter in parameters:
         layout = binding.weight_layouts.get(parameter.role, ROW_MAJOR) if len(parameter.shape) == 2 else ROW_MAJOR
-        kinds = stored_as(parameter, quantization).tensors(parameter.shape, dtype, layout)
-        total += sum(prod(shape) * kind.itemsize for shape, kind in kinds.values())
-    return total
+        tensors += stored_as(parameter, quantization).tensors(parameter.shape, dtype, layout).values()
+    return tensors
 
 
 def _engine(
@@ -217,6 +221,7 @@ def _engine(
     model: Model,
     groups: tuple[StateGroup, ...],
     binding: Binding,
+    backend: Backend,
     device: torch.device,
     config: ModelConfig,
     tokenizer: Tokenizer,
@@ -226,7 +231,8 @@ def _engine(
     num_pages = {name: -(-capacity.kv_cache_tokens // size) for name, size in sizes.items()}
     widest = {name: -(-capacity.max_model_len // size) for name, size in sizes.items()}
     slots = SlotTable(options.max_num_seqs, capacity.max_model_len, widest, config.vocabulary_size, device)
-    state = allocate_state(groups, binding.page_demands, num_pages, device)
+    state_arena = Arena(arena_bytes(state_tensors(groups, binding.page_demands, num_pages)), backend, device)
+    state = allocate_state(groups, binding.page_demands, num_pages, state_arena)
     worker = Worker(model, state, binding.ops, slots)
     pools = {name: PagePool(count) for name, count in num_pages.items()}
     scheduler = Scheduler(pools, sizes, options.max_num_seqs, options.max_num_batched_tokens)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from ...ops.types import Pages, Weight
+from ...ops.state import Pages
+from ...ops.types import Weight
 
 
 def rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:

@@ -10,7 +10,8 @@ import torch
 
 from ...ops.contract import Kernel
 from ...ops.layouts import PAGES_PHSD
-from ...ops.types import Attending, Determinism, Pages
+from ...ops.state import Attending, Pages
+from ...ops.types import Determinism
 from .levels import LEVELS, level_launch
 from .library import DTYPES, AttentionArgs, load
 from .limits import FLOATS, PAGE_SIZES, attention_reason

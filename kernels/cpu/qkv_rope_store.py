@@ -6,7 +6,8 @@ import torch
 
 from ...ops.contract import Kernel
 from ...ops.layouts import PAGES_PHSD
-from ...ops.types import Determinism, Pages, Weight
+from ...ops.state import Pages
+from ...ops.types import Determinism, Weight
 from .levels import LEVELS, level_launch
 from .library import DTYPES, QkvArgs, load
 from .limits import FLOATS, PAGE_SIZES, qkv_reason

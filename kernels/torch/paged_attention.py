@@ -14,7 +14,8 @@ from torch.nn import functional
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel
 from ...ops.paged_attention import first_visible, gathered, visible
-from ...ops.types import Attending, Determinism, Pages, Reason, Site
+from ...ops.state import Attending, Pages
+from ...ops.types import Determinism, Reason, Site
 
 
 def paged_attention_torch(

@@ -1,6 +1,6 @@
 """Judge the embedded model by another implementation than the one that trained it: Hugging Face `transformers`.
 
-    python -m ambidex.runtime.embedded.evaluate --data out/embedded --model out/embedded/model
+    python -m ambidex.runtime.embedded.evaluate --data out/embedded --model runtime/embedded
 
 Prints the held-out perplexity of the test files, in float32 and in bfloat16, and samples. Rows as in training:
 begin-of-text, then at most 1,023 tokens of context; every token of the files is scored once, begin-of-text never.
@@ -59,7 +59,7 @@ def samples(model_folder: Path, device: torch.device) -> None:
     prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
     prompts += [tokenizer.apply_chat_template(turns, add_generation_prompt=True).input_ids for turns in asked]
     for ids in prompts:
-        for name, options in (("greedy", {"do_sample": False}), ("0.7/0.9", {"temperature": 0.7, "top_p": 0.9})):
+        for name, options in (("greedy", {"do_sample": False}), ("sampled as generation_config.json says", {})):
             torch.manual_seed(0)
             given = torch.tensor([ids], device=device)
             out = model.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW_TOKENS, **options)
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Held-out perplexity and samples of the embedded model.")
     parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(torch.accelerator.current_accelerator(check_available=True) or "cpu"))
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     for split in ("validation", "test"):

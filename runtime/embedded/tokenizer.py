@@ -82,8 +82,8 @@ def write_model_files(tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token_id": [ids[END_OF_TEXT], ids[END_OF_TURN]],
         "pad_token_id": ids[END_OF_TEXT],
         "do_sample": True,
-        "temperature": 0.7,
-        "top_p": 0.9,
+        "temperature": 0.9,
+        "top_p": 0.95,
     }
     added = {"additional_special_tokens": list(SPECIAL_TOKENS[2:])}
     write_json(folder / "tokenizer_config.json", configuration)

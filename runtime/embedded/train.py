@@ -111,7 +111,7 @@ def optimizer_for(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
     matrices = [value for name, value in named.items() if value.dim() == 2 and "embed" not in name]
     others = [value for name, value in named.items() if value.dim() != 2 or "embed" in name]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    fused = next(model.parameters()).is_cuda
+    fused = next(model.parameters()).device.type != "cpu"
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
@@ -136,7 +136,7 @@ class Training:
         self.num_steps = recipe.epochs * self.steps_an_epoch
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type != "cpu")
 
     def batches(self) -> Iterator[Tensor]:
         """Starts of the rows of each step, epoch after epoch."""
@@ -183,8 +183,8 @@ class Training:
             decay = min(self.recipe.average_decay, (1 + step) / (10 + step))
             losses.append(self.step(self.recipe.rate(step, self.num_steps), starts, decay))
             if (step + 1) % self.recipe.evaluate_every == 0 or step + 1 == self.num_steps:
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize()
                 yield self.look(step + 1, losses, time.perf_counter() - clock)
                 losses, clock = [], time.perf_counter()
 
@@ -218,7 +218,8 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
     for name, label in (("train_loss", "training (with dropout)"), ("val_loss", "validation (averaged weights)")):
         axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], label=label, linewidth=1.2)
-    axes.set(xlabel="epoch", ylabel="nats per token", ylim=(None, min(rows[0]["train_loss"], 5.0)))
+    top = min(5.0, 1.03 * max(row["val_loss"] for row in rows))
+    axes.set(xlabel="epoch", ylabel="nats per token", ylim=(None, top))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=90)
@@ -246,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--data", type=Path, required=True, help="folder that corpus.py wrote")
     parser.add_argument("--out", type=Path, help="folder of the checkpoint (default: model/ in --data)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(torch.accelerator.current_accelerator(check_available=True) or "cpu"))
     parser.add_argument("--compile", action="store_true", help="torch.compile the loss")
     for field in fields(Recipe):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)

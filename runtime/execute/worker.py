@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from ...ops.binding import BoundOps, PageDemand
-from ...ops.types import ONE_DEVICE, Attending, Mesh, Pages, StateGroup
+from ...ops.state import Attending, Pages, StateGroup
+from ...ops.types import ONE_DEVICE, Mesh
+from ..arena import Arena
 from ..batch import Batch, State
 from ..model import Model
 from ..step import Step
@@ -29,31 +31,30 @@ class Sampled:
     top_logprobs: torch.Tensor
 
 
+def state_tensors(
+    groups: tuple[StateGroup, ...], demands: Mapping[str, PageDemand], num_pages: Mapping[str, int]
+) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every plane of every layer, in the order in which `allocate_state` takes them."""
+    return [
+        (demands[group.name].layout.shape(plane, num_pages[group.name], demands[group.name].page_size), plane.dtype)
+        for group in groups
+        for _ in range(group.num_layers)
+        for plane in group.planes
+    ]
+
+
 def allocate_state(
-    groups: tuple[StateGroup, ...],
-    demands: Mapping[str, PageDemand],
-    num_pages: Mapping[str, int],
-    device: torch.device,
+    groups: tuple[StateGroup, ...], demands: Mapping[str, PageDemand], num_pages: Mapping[str, int], arena: Arena
 ) -> State:
     """The pages of every layer of every group, as the binding wants them laid out. Untouched pages cost no memory
     where the system commits lazily."""
+    tensors = iter([arena.take(shape, dtype) for shape, dtype in state_tensors(groups, demands, num_pages)])
     state: dict[str, list[Pages]] = {}
     for group in groups:
         demand = demands[group.name]
-        state[group.name] = [
-            _layer_pages(group, demand, num_pages[group.name], device) for _ in range(group.num_layers)
-        ]
+        layers = [{plane.name: next(tensors) for plane in group.planes} for _ in range(group.num_layers)]
+        state[group.name] = [Pages(group, planes, demand.layout, demand.page_size) for planes in layers]
     return state
-
-
-def _layer_pages(group: StateGroup, demand: PageDemand, num_pages: int, device: torch.device) -> Pages:
-    planes = {
-        plane.name: torch.zeros(
-            demand.layout.shape(plane, num_pages, demand.page_size), dtype=plane.dtype, device=device
-        )
-        for plane in group.planes
-    }
-    return Pages(group, planes, demand.layout, demand.page_size)
 
 
 class Worker:

@@ -18,8 +18,9 @@ from ambidex.ops import discovery
 from ambidex.ops.contract import Kernel
 from ambidex.ops.layouts import PAGES_PSHD, PANEL16, dense
 from ambidex.ops.reference import ReferenceOps
+from ambidex.ops.state import Attending, Pages
 from ambidex.ops.store_kv import random_pages
-from ambidex.ops.types import Attending, Determinism, Pages, Weight
+from ambidex.ops.types import Determinism, Weight
 
 pytest_plugins = ("pytester",)
 

@@ -34,7 +34,12 @@ def line_of(text: str, start: str) -> int:
         ("  kind: hbm", "  kind: ddr", "memory.kind", "input should be 'hbm', 'sram' or 'dram'"),
         ("  units: 304", "  units: 304.5", "compute.units", "valid integer"),
         ("tdp_w: 750", "tdp_w: yes", "tdp_w", "True does not fit"),
-        ("languages: [torch, triton, hip]", "languages: [torch, hpi]", "languages", "hpi kernels do not run on amd devices"),
+        (
+            "languages: [torch, triton, hip]",
+            "languages: [torch, hpi]",
+            "languages",
+            "hpi kernels do not run on amd devices",
+        ),
         ("lane_width: 64", "lane_width: 64\nlane_width: 32", "lane_width", "is given twice"),
         ("  units: 304", "  units: 304\n  units: 256", "compute.units", "is given twice"),
         ("  clock_ghz: 2.1", "  clock_ghz: 2.4", "peak.dense_tflops.fp64", "dense TFLOPS"),

@@ -16,9 +16,10 @@ from ambidex.ops.contract import Kernel, Policy
 from ambidex.ops.layouts import PAGES_PHSD, PAGES_PSHD, PANEL16, ROW_MAJOR, dense
 from ambidex.ops.manifest import fingerprint, manifest, references
 from ambidex.ops.reference import ReferenceOps
+from ambidex.ops.state import Attending, Pages
 from ambidex.ops.store_kv import random_pages
 from ambidex.ops.tracing import Recorder
-from ambidex.ops.types import Attending, Determinism, Pages, Reason, Site, Weight
+from ambidex.ops.types import Determinism, Reason, Site, Weight
 
 OPS = discovery.ops()
 CPU = load("cpu-avx512")

@@ -15,7 +15,8 @@ from ambidex.ops import discovery
 from ambidex.ops.contract import Arguments, Op, Policy
 from ambidex.ops.layouts import ROW_MAJOR, dense
 from ambidex.ops.reference import ReferenceOps
-from ambidex.ops.types import ONE_DEVICE, Attending, Mesh, Pages, Weight, Work, dtype_name
+from ambidex.ops.state import Attending, Pages
+from ambidex.ops.types import ONE_DEVICE, Mesh, Weight, Work, dtype_name
 from torch.nn import functional
 
 OPS = discovery.ops()

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from ambidex.ops.layouts import PAGES_PHSD, PAGES_PSHD, PANEL16, ROW_MAJOR, dense
-from ambidex.ops.types import Layout, Plane
+from ambidex.ops.state import Plane
+from ambidex.ops.types import Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

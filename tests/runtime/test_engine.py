@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from ambidex import LLM, RequestOutput, SamplingParams
@@ -136,7 +137,7 @@ def test_penalties_change_what_repeats(llm: LLM) -> None:
 def test_streamed_text_grows_to_the_whole(llm: LLM) -> None:
     params = greedy(max_tokens=24, stop=["\n\n\n"])
     texts = [output.outputs[0].text for output in llm.stream("import ", params)]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == llm.generate("import ", params)[0].outputs[0].text
 
 

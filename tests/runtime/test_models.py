@@ -13,7 +13,8 @@ import torch
 from ambidex.ops import discovery
 from ambidex.ops.layouts import PAGES_PHSD
 from ambidex.ops.reference import ReferenceOps
-from ambidex.ops.types import ONE_DEVICE, Attending, Layout, Pages, StateGroup
+from ambidex.ops.state import Attending, Pages, StateGroup
+from ambidex.ops.types import ONE_DEVICE, Layout
 from ambidex.runtime.batch import Batch
 from ambidex.runtime.checkpoint import Checkpoint
 from ambidex.runtime.config import read_config

@@ -18,8 +18,9 @@ from ambidex.ops.binding import UNBOUNDED, bind
 from ambidex.ops.contract import Kernel, Op, Policy
 from ambidex.ops.layouts import PANEL16, ROW_MAJOR, dense
 from ambidex.ops.reference import ReferenceOps
+from ambidex.ops.state import Pages, Plane, StateGroup
 from ambidex.ops.tracing import Recorder
-from ambidex.ops.types import Determinism, Pages, Plane, Reason, Site, StateGroup, Weight
+from ambidex.ops.types import Determinism, Reason, Site, Weight
 
 built = pytest.mark.skipif(language.missing() is not None, reason=str(language.missing()))
 
