@@ -78,8 +78,8 @@ def load_file(path: str | Path) -> Profile:
 
 def _unknown(name: str) -> ProfileError:
     known = names()
-    near = difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
-    near = near or [word for word in known if name.lower() in word]
+    near = [word for word in known if name.lower() in word]
+    near = near or difflib.get_close_matches(name.lower(), known, n=2, cutoff=0.5)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     cure = f"{guess}known: {', '.join(known)} (or give a path to a .yaml file)"
     return ProfileError(f"unknown profile {name!r}", cure)

@@ -1,4 +1,8 @@
-"""The recording binding: a model's `forward` run once on meta tensors, call by call, into a list of sites."""
+"""The recording binding: a model's `forward` run once on shapes, call by call, into a list of sites.
+
+Nothing is computed: outputs are zeros on the first operand's device. Weights may be meta tensors. Activations better are
+not: torch's first addition of meta tensors loads its compiler, 140 MB and seconds.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +47,8 @@ class Recorder:
             parts = inner.sites
         rows: Literal["tokens", "logits"] = "logits" if args[0].shape[op.row_axis] == self._num_logits else "tokens"
         self._add(_site(op, op.label(*args, **params), signature, rows, parts))
-        outputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in signature.outputs)
+        device = args[0].device
+        outputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in signature.outputs)
         return outputs[0] if len(outputs) == 1 else outputs or None
 
     def _add(self, site: Site) -> None:

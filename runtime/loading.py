@@ -49,12 +49,12 @@ def trace(
         parameter.name: _empty_weight(parameter, stored_as(parameter, quantization), ROW_MAJOR, dtype, _zeros(_META))
         for parameter in model_class.parameters(config)
     }
-    model = model_class(config, weights, _META)
+    model = model_class(config, weights, torch.device("cpu"))
     groups = model_class.groups(config)
-    state = {group.name: [_meta_pages(group)] * group.num_layers for group in groups}
+    state = {group.name: [_trace_pages(group)] * group.num_layers for group in groups}
     recorder = Recorder(all_ops(), _TRACE_LOGITS)
-    logits = model.forward(_meta_batch(groups), None, state, recorder, ONE_DEVICE)
-    recorder.sample(logits, _meta_sampling())
+    logits = model.forward(_trace_batch(groups), None, state, recorder, ONE_DEVICE)
+    recorder.sample(logits, _trace_sampling())
     return recorder.sites
 
 
@@ -76,15 +76,15 @@ def _empty_weight(
     return Weight(parameter.role, parameter.shape, dtype, layout, tensors, stored, shard=parameter.shard)
 
 
-def _meta_pages(group: StateGroup) -> Pages:
+def _trace_pages(group: StateGroup) -> Pages:
     shapes = {plane: PAGES_PHSD.shape(plane, 2, _TRACE_PAGE_SIZE) for plane in group.planes}
-    planes = {plane.name: torch.empty(shape, dtype=plane.dtype, device=_META) for plane, shape in shapes.items()}
+    planes = {plane.name: torch.zeros(shape, dtype=plane.dtype) for plane, shape in shapes.items()}
     return Pages(group, planes, PAGES_PHSD, _TRACE_PAGE_SIZE)
 
 
-def _meta_batch(groups: Sequence[StateGroup]) -> Batch:
+def _trace_batch(groups: Sequence[StateGroup]) -> Batch:
     def integers(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=_META)
+        return torch.zeros(shape, dtype=dtype)
 
     attending = Attending(
         integers(_TRACE_REQUESTS + 1, dtype=torch.int32), integers(_TRACE_REQUESTS, dtype=torch.int32),
@@ -99,10 +99,10 @@ def _meta_batch(groups: Sequence[StateGroup]) -> Batch:
     )
 
 
-def _meta_sampling() -> Sampling:
-    numbers = torch.empty(_TRACE_LOGITS, dtype=torch.float32, device=_META)
-    integers = torch.empty(_TRACE_LOGITS, dtype=torch.int64, device=_META)
-    tokens = torch.empty(_TRACE_LOGITS, 1, dtype=torch.int64, device=_META)
+def _trace_sampling() -> Sampling:
+    numbers = torch.zeros(_TRACE_LOGITS, dtype=torch.float32)
+    integers = torch.zeros(_TRACE_LOGITS, dtype=torch.int64)
+    tokens = torch.zeros(_TRACE_LOGITS, 1, dtype=torch.int64)
     return Sampling(
         temperature=numbers, top_k=integers, top_p=numbers, min_p=numbers, repetition=numbers, presence=numbers,
         frequency=numbers, seeds=integers, positions=integers, tokens=tokens, prompt_lengths=integers, lengths=integers,

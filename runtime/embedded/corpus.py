@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .tokenizer import (
+from .vocabulary import (
     ASSISTANT,
     BEGIN,
     END_OF_TEXT,
