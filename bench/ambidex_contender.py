@@ -26,22 +26,22 @@ class AmbidexContender:
         self._num_runs = 0
 
     def loaded(self) -> dict[str, Any]:
-        loaded = self._llm.loaded
-        sites = [bound.site for bound in loaded.binding.sites]
+        decided = self._llm.decided
+        sites = [bound.site for bound in decided.binding.sites]
         spans = {name: [(first, count) for first, count in step] for name, step in self._steps.items()}
         costs = {name: step_cost(sites, step) for name, step in spans.items()}
         return {
             "folder": str(self._folder),
-            "vocabulary_size": loaded.config.vocabulary_size,
-            "dtype": dtype_name(loaded.dtype),
-            "device": loaded.report.name,
-            "profile": loaded.profile.name,
+            "vocabulary_size": decided.config.vocabulary_size,
+            "dtype": dtype_name(decided.dtype),
+            "device": decided.report.name,
+            "profile": decided.profile.name,
             "fingerprint": self._llm.fingerprint,
             "reference_sites": self._llm.reference_sites,
             "load_s": self._seconds_to_load,
-            "weight_bytes": loaded.weight_bytes,
-            "kv_cache_bytes": loaded.kv_cache_bytes,
-            "kv_cache_tokens": loaded.kv_cache_tokens,
+            "weight_bytes": decided.weight_bytes,
+            "kv_cache_bytes": decided.kv_cache_bytes,
+            "kv_cache_tokens": decided.kv_cache_tokens,
             "costs": {name: [cost.num_bytes, cost.num_operations] for name, cost in costs.items()},
         }
 
@@ -66,4 +66,4 @@ class AmbidexContender:
         return {"total_s": perf_counter() - begun, "first_s": first_s, "step_s": step_s}
 
     def bandwidth_gb_per_s(self) -> float:
-        return self._llm.loaded.backend.read_bandwidth_gb_per_s(self._llm.loaded.device)
+        return self._llm.decided.backend.read_bandwidth_gb_per_s(self._llm.decided.device)

@@ -60,7 +60,6 @@ class Plan:
             "dtype": self.dtype,
             "max_model_len": self.length,
             "max_num_seqs": max(self.batch_sizes),
-            "max_num_batched_tokens": max(2048, self.input_len),
             "kv_cache_tokens": max(_whole_pages(self.input_len + 1), decode_tokens),
             "roofline_steps": {case.name: case.spans() for case in self.cases()},
         }

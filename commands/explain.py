@@ -63,7 +63,8 @@ def bound(
 ) -> Binding:
     """The binding of a model's sites to a profile, or to this machine's best device."""
     from ..ops.binding import bind
-    from ..runtime.start import Options, model_sites, policy
+    from ..runtime.options import Options, policy
+    from ..runtime.start import model_sites
 
     numbers, missing = target(profile)
     sites = model_sites(model, dtype, numbers)

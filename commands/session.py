@@ -11,7 +11,7 @@ from ..runtime.request import RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
     from ..runtime.llm import LLM
-    from ..runtime.start import Loaded
+    from ..runtime.start import Decisions
 
 MIB, GIB = 2**20, 2**30
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -87,17 +87,17 @@ def facts(session: Session, output: RequestOutput) -> Facts:
     """The facts of a finished request; the bandwidth under its roofline is measured now, on the same device."""
     from ..planning.step_cost import decode_bytes
 
-    loaded = session.llm.loaded
+    decided = session.llm.decided
     lengths = [len(each.token_ids) for each in output.outputs]
-    sites = [bound.site for bound in loaded.binding.sites]
+    sites = [bound.site for bound in decided.binding.sites]
     context = len(output.prompt_token_ids) + sum(lengths) / (2 * len(lengths))
     num_bytes = decode_bytes(sites, len(lengths), context)
-    bandwidth = loaded.backend.read_bandwidth_gb_per_s(loaded.device)
+    bandwidth = decided.backend.read_bandwidth_gb_per_s(decided.device)
     decode_s, num_steps = timings(output)["decode_s"], max(lengths) - 1
     seconds = decode_s / num_steps if decode_s and num_steps else None
     return Facts(
-        device=f"{device_name(loaded)} ({loaded.report.name or loaded.profile.title})",
-        profile=loaded.profile.name,
+        device=f"{device_name(decided)} ({decided.report.name or decided.profile.title})",
+        profile=decided.profile.name,
         fingerprint=session.llm.fingerprint,
         decode_tokens_per_s=(sum(lengths) - len(lengths)) / decode_s if decode_s and num_steps else None,
         read_bandwidth_gb_per_s=round(bandwidth, 2),
@@ -106,8 +106,8 @@ def facts(session: Session, output: RequestOutput) -> Facts:
     )
 
 
-def device_name(loaded: Loaded) -> str:
-    return f"{loaded.backend.name}:{loaded.report.index}"
+def device_name(decided: Decisions) -> str:
+    return f"{decided.backend.name}:{decided.report.index}"
 
 
 def timings(output: RequestOutput) -> dict[str, float | None]:
@@ -141,23 +141,23 @@ def as_json(session: Session, output: RequestOutput) -> dict[str, Any]:
 
 def decisions(session: Session) -> list[str]:
     """What was decided on the way to this engine, and on what grounds: one line each."""
-    llm, loaded = session.llm, session.llm.loaded
-    config, demands = loaded.config, loaded.binding.page_demands
-    match = loaded.backend.profile(loaded.report)
+    llm, decided = session.llm, session.llm.decided
+    config, demands = decided.config, decided.binding.page_demands
+    match = decided.backend.profile(decided.report)
     length = llm.engine.limits.max_model_len
     pages = ", ".join(f"{name}: {demand.page_size} tokens, {demand.layout.name}" for name, demand in demands.items())
     references = llm.reference_sites
     return [
         f"model      {session.name}: {config.model_type}, {config.num_layers} layers of {config.hidden_size}, "
         f"{config.num_heads}/{config.num_kv_heads} heads of {config.head_size}, vocabulary {config.vocabulary_size:,}",
-        f"device     {device_name(loaded)}: {loaded.report.name}; "
-        f"{loaded.backend.memory(loaded.device).free_bytes / GIB:.1f} GiB free",
-        f"profile    {loaded.profile.name} ({match.kind}: {match.reason})",
-        f"dtype      {str(loaded.dtype).removeprefix('torch.')}",
-        f"weights    {loaded.weight_bytes / MIB:,.1f} MiB in {session.seconds_to_load:.2f} s",
-        f"KV cache   {loaded.kv_cache_tokens:,} tokens, {loaded.kv_cache_bytes / MIB:,.1f} MiB; pages {pages}",
-        f"requests   at most {length:,} tokens each; {loaded.kv_cache_tokens // length} of that length at once",
-        f"binding    {len(loaded.binding.sites)} sites, determinism {loaded.binding.policy.determinism}; "
+        f"device     {device_name(decided)}: {decided.report.name}; "
+        f"{decided.backend.memory(decided.device).free_bytes / GIB:.1f} GiB free",
+        f"profile    {decided.profile.name} ({match.kind}: {match.reason})",
+        f"dtype      {str(decided.dtype).removeprefix('torch.')}",
+        f"weights    {decided.weight_bytes / MIB:,.1f} MiB in {session.seconds_to_load:.2f} s",
+        f"KV cache   {decided.kv_cache_tokens:,} tokens, {decided.kv_cache_bytes / MIB:,.1f} MiB; pages {pages}",
+        f"requests   at most {length:,} tokens each; {decided.kv_cache_tokens // length} of that length at once",
+        f"binding    {len(decided.binding.sites)} sites, determinism {decided.binding.policy.determinism}; "
         f"by the reference: {', '.join(references) or 'none'} ({llm.fingerprint})",
         f"sampling   {dict(session.defaults) or 'no defaults'} (generation_config.json)",
     ]

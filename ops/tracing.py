@@ -1,7 +1,7 @@
 """The recording binding: a model's `forward` run once on shapes, call by call, into a list of sites.
 
-Nothing is computed: outputs are zeros on the first operand's device. Weights may be meta tensors. Activations better are
-not: torch's first addition of meta tensors loads its compiler, 140 MB and seconds.
+Nothing is computed: outputs are zeros on the first operand's device. Weights may be meta tensors. Activations better
+are not: torch's first addition of meta tensors loads its compiler, 140 MB and seconds.
 """
 
 from __future__ import annotations

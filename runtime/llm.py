@@ -10,8 +10,9 @@ from typing import Any, cast
 from ..ops.manifest import fingerprint, manifest, references
 from .engine import Engine
 from .errors import RequestError
+from .options import Options
 from .request import RequestOutput, SamplingParams
-from .start import Loaded, Options, start
+from .start import build, decide
 from .template import Message
 from .tokenizer import Tokenizer
 
@@ -23,7 +24,7 @@ class LLM:
     """A loaded model with its engine.
 
     model: a folder in Hugging Face layout, a hub id, or None for the model that is shipped inside the package.
-    Keyword arguments are the fields of `runtime.start.Options`, under vLLM's names where vLLM has them.
+    Keyword arguments are the fields of `runtime.options.Options`, under vLLM's names where vLLM has them.
 
     >>> llm = LLM()
     >>> llm.generate("def add(a, b):", SamplingParams(temperature=0, max_tokens=16))[0].outputs[0].text
@@ -36,14 +37,11 @@ class LLM:
         if unknown:
             known = ", ".join(sorted(set(Options.__dataclass_fields__) - {"model"}))
             raise TypeError(f"LLM has no argument {', '.join(unknown)}: there are {known}")
-        self.loaded: Loaded = start(Options(model=model, **options))
+        self.decided = decide(Options(model=model, **options))
+        self.engine: Engine = build(self.decided)
         self._ids = count()
-        for line in self.loaded.binding.warnings:
+        for line in self.decided.binding.warnings:
             print(f"warning: {line}", file=sys.stderr)
-
-    @property
-    def engine(self) -> Engine:
-        return self.loaded.engine
 
     def get_tokenizer(self) -> Tokenizer:
         return self.engine.tokenizer
@@ -104,16 +102,16 @@ class LLM:
 
     def manifest(self) -> dict[str, Any]:
         """Which kernel serves each site, who was refused and why."""
-        return manifest(self.loaded.binding)
+        return manifest(self.decided.binding)
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.loaded.binding)
+        return fingerprint(self.decided.binding)
 
     @property
     def reference_sites(self) -> list[str]:
         """Sites that no kernel serves here."""
-        return references(self.loaded.binding)
+        return references(self.decided.binding)
 
     def _add_all(self, requests: Sequence[tuple[str | None, Sequence[int], SamplingParams]]) -> list[str]:
         added: list[str] = []

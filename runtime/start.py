@@ -1,14 +1,13 @@
 """From a checkpoint to a running engine: profile → backend → sites → binding → weights → state → engine.
 
-Everything is decided before anything is allocated: a model that does not fit is refused with the figures first.
+`decide` looks at the checkpoint's headers and the device, and decides everything, down to the bytes; `build` allocates.
+A model that does not fit is thus refused with its figures before any memory is taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -18,113 +17,108 @@ from ..hwprofiles.match import DeviceReport
 from ..hwprofiles.schema import Profile
 from ..ops import discovery
 from ..ops.binding import Binding, bind
-from ..ops.contract import Policy
 from ..ops.layouts import ROW_MAJOR
 from ..ops.state import StateGroup
-from ..ops.types import DENSE, Determinism, Format, Site, dtype_name
+from ..ops.types import Format, Site
 from .arena import Arena, arena_bytes
 from .checkpoint import Checkpoint, resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
 from .engine import Engine, Limits
-from .errors import ConfigError, DeviceError, OutOfMemory
+from .errors import ConfigError, OutOfMemory
 from .execute.slots import SlotTable
 from .execute.worker import Worker, allocate_state, state_tensors
 from .loading import load_weights, stored_as, trace
 from .model import Model, Parameter, find_model
+from .options import Options, find_format, policy, run_dtype, token_budget
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
 from .tokenizer import Tokenizer
 
 GIB = 2**30
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a user may decide about an engine; every default is decided here and reported.
-
-    model: a folder, a hub id, or None for the embedded model. device: `cpu`, `cuda:0`, … or None for the best found.
-    dtype: `auto` is the checkpoint's. max_model_len: tokens of one request; None: the model's, as far as memory goes.
-    gpu_memory_utilization: share of the device's free memory for weights and KV cache together; None: 0.92 of an
-    accelerator's, half of a machine's. kv_cache_tokens: size of the KV cache; None: what the share leaves, at most
-    max_num_seqs requests of max_model_len. quantization: the format in which the layers' products are kept, quantized
-    at load; None: as the checkpoint has them. kernels: explicit choices, site or op name -> kernel name.
-    """
-
-    model: str | None = None
-    revision: str | None = None
-    device: str | None = None
-    dtype: str = "auto"
-    quantization: str | None = None
-    seed: int = 0
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
-    gpu_memory_utilization: float | None = None
-    kv_cache_tokens: int | None = None
-    determinism: str = "run"
-    fallback: str = "allow"
-    kernels: Mapping[str, str] = field(default_factory=dict[str, str])
-    progress: bool = True
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A running engine and everything that was decided on the way."""
+class Decisions:
+    """Everything that is settled before memory is taken. `config.dtype` is the dtype of the run."""
 
-    engine: Engine
-    config: ModelConfig
-    profile: Profile
+    options: Options
+    folder: Path
     backend: Backend
     report: DeviceReport
+    profile: Profile
     device: torch.device
+    config: ModelConfig
+    model_class: type[Model]
+    quantization: Format
     binding: Binding
-    dtype: torch.dtype
-    weight_bytes: int
-    kv_cache_bytes: int
-    kv_cache_tokens: int
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """How the memory is shared out."""
-
+    parameters: tuple[Parameter, ...]
+    groups: tuple[StateGroup, ...]
     max_model_len: int
     kv_cache_tokens: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.config.dtype
 
-def start(options: Options) -> Loaded:
-    """Builds an engine. Raises the errors of `errors.py`, `BindingError` and `ProfileError`."""
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in their formats and layouts, padding included."""
+        return arena_bytes(_weight_tensors(self.parameters, self.binding, self.dtype, self.quantization))
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return sum(group.token_bytes for group in self.groups) * self.kv_cache_tokens
+
+
+def decide(options: Options) -> Decisions:
+    """Reads what is needed and settles everything. Raises those of `errors.py`, BindingError and ProfileError."""
     backend, report, profile = place(options.device)
     device = backend.device(report)
     folder = resolve_model(options.model, options.revision)
     config = read_config(folder)
-    dtype = run_dtype(options.dtype, config, profile)
-    config = replace(config, dtype=dtype)
-    tokenizer = Tokenizer(folder)
-    model_class = find_model(config.model_type)
-    stored = find_format(options.quantization)
-    sites = trace(model_class, config, dtype, stored)
+    config = replace(config, dtype=run_dtype(options.dtype, config, profile))
+    model_class, quantization = find_model(config.model_type), find_format(options.quantization)
+    sites = trace(model_class, config, config.dtype, quantization)
     binding = bind(sites, profile, policy(options), missing=discovery.missing_languages())
     parameters, groups = model_class.parameters(config), model_class.groups(config)
-    needed = arena_bytes(_weight_tensors(parameters, binding, dtype, stored))
-    capacity = plan_capacity(options, config, groups, needed, backend.memory(device).free_bytes, profile)
-    checkpoint = Checkpoint.open(folder)
-    arena = Arena(arena_bytes(_weight_tensors(parameters, binding, dtype, stored)), backend, device)
+    max_model_len, kv_cache_tokens = _capacity(
+        options, config, profile,
+        weight_bytes=arena_bytes(_weight_tensors(parameters, binding, config.dtype, quantization)),
+        token_bytes=sum(group.token_bytes for group in groups),
+        free_bytes=backend.memory(device).free_bytes,
+    )  # fmt: skip
+    return Decisions(
+        options, folder, backend, report, profile, device, config, model_class, quantization, binding, parameters,
+        groups, max_model_len, kv_cache_tokens,
+    )  # fmt: skip
+
+
+def build(decided: Decisions) -> Engine:
+    """Loads the weights, allocates the state, and puts the engine together."""
+    options, device = decided.options, decided.device
+    tokenizer, checkpoint = Tokenizer(decided.folder), Checkpoint.open(decided.folder)
     weights = load_weights(
-        checkpoint, parameters, binding.weight_layouts, dtype, device,
-        allocate=arena.take,
-        quantization=stored, explicit_dtype=options.dtype != "auto", progress=options.progress,
+        checkpoint, decided.parameters, decided.binding.weight_layouts, decided.dtype, device,
+        allocate=Arena(decided.weight_bytes, decided.backend, device).take, quantization=decided.quantization,
+        explicit_dtype=options.dtype != "auto", progress=options.progress,
     )  # fmt: skip
-    model = model_class(config, weights, device)
-    engine = _engine(options, capacity, model, groups, binding, backend, device, config, tokenizer)
-    return Loaded(
-        engine, config, profile, backend, report, device, binding, dtype,
-        sum(weight.num_bytes for weight in weights.values()),
-        sum(group.token_bytes for group in groups) * capacity.kv_cache_tokens,
-        capacity.kv_cache_tokens,
-    )  # fmt: skip
+    model = decided.model_class(decided.config, weights, device)
+    demands = decided.binding.page_demands
+    sizes = {group: demand.page_size for group, demand in demands.items()}
+    num_pages = {group: -(-decided.kv_cache_tokens // size) for group, size in sizes.items()}
+    longest = {group: -(-decided.max_model_len // size) for group, size in sizes.items()}
+    slots = SlotTable(options.max_num_seqs, decided.max_model_len, longest, decided.config.vocabulary_size, device)
+    arena = Arena(arena_bytes(state_tensors(decided.groups, demands, num_pages)), decided.backend, device)
+    state = allocate_state(decided.groups, demands, num_pages, arena)
+    pools = {group: PagePool(count) for group, count in num_pages.items()}
+    return Engine(
+        Scheduler(pools, sizes, options.max_num_seqs, token_budget(options, decided.profile)),
+        Worker(model, state, decided.binding.ops, slots),
+        tokenizer,
+        Limits(decided.max_model_len, decided.config.vocabulary_size, frozenset(decided.config.eos_ids)),
+        seed=options.seed,
+    )
 
 
 def place(device: str | None) -> tuple[Backend, DeviceReport, Profile]:
@@ -145,39 +139,11 @@ def model_sites(model: str | None, dtype: str = "auto", profile: Profile | None 
     return trace(find_model(config.model_type), config, chosen)
 
 
-def policy(options: Options) -> Policy:
-    try:
-        level = Determinism(options.determinism)
-    except ValueError:
-        known = ", ".join(Determinism)
-        raise ConfigError(f"determinism is {options.determinism!r}: it is one of {known}") from None
-    if options.fallback not in ("allow", "warn", "forbid"):
-        raise ConfigError(f"fallback is {options.fallback!r}: it is one of allow, warn, forbid")
-    return Policy(determinism=level, fallback=options.fallback, choices=MappingProxyType(dict(options.kernels)))
-
-
-def run_dtype(wanted: str, config: ModelConfig, profile: Profile) -> torch.dtype:
-    """The dtype to run in. DeviceError: one that the profile lacks, with those that it has."""
-    if wanted != "auto" and wanted not in _DTYPES:
-        raise ConfigError(f"dtype is {wanted!r}: it is auto or one of {', '.join(_DTYPES)}")
-    dtype = config.dtype if wanted == "auto" else _DTYPES[wanted]
-    if dtype_name(dtype) in profile.dtypes:
-        return dtype
-    possible = [name for name in _DTYPES if name in profile.dtypes]
-    raise DeviceError(f"{profile.name} does not compute {dtype_name(dtype)}: choose dtype {' or '.join(possible)}")
-
-
-def plan_capacity(
-    options: Options,
-    config: ModelConfig,
-    groups: tuple[StateGroup, ...],
-    weight_bytes: int,
-    free_bytes: int,
-    profile: Profile,
-) -> Capacity:
-    """Divides the free memory. OutOfMemory says what is needed and what is there, in GiB."""
+def _capacity(
+    options: Options, config: ModelConfig, profile: Profile, weight_bytes: int, token_bytes: int, free_bytes: int
+) -> tuple[int, int]:
+    """max_model_len and kv_cache_tokens. OutOfMemory says what is needed and what is there, in GiB."""
     share = options.gpu_memory_utilization or (0.92 if profile.memory.kind == "hbm" else 0.5)
-    token_bytes = sum(group.token_bytes for group in groups)
     left = int(free_bytes * share) - weight_bytes
     wanted_length = options.max_model_len or config.max_positions
     if options.max_model_len and options.max_model_len > config.max_positions:
@@ -193,15 +159,7 @@ def plan_capacity(
             "or lower max_model_len"
         )
     tokens = options.kv_cache_tokens or min(left // token_bytes, options.max_num_seqs * wanted_length)
-    return Capacity(min(wanted_length, tokens), tokens)
-
-
-def find_format(name: str | None) -> Format:
-    """The weight format of that name. ConfigError: there is none, with those that there are."""
-    known = discovery.formats()
-    if name is not None and name not in known:
-        raise ConfigError(f"quantization is {name!r}: there are {', '.join(sorted(known))}")
-    return known[name] if name else DENSE
+    return min(wanted_length, tokens), tokens
 
 
 def _weight_tensors(
@@ -213,28 +171,3 @@ def _weight_tensors(
         layout = binding.weight_layouts.get(parameter.role, ROW_MAJOR) if len(parameter.shape) == 2 else ROW_MAJOR
         tensors += stored_as(parameter, quantization).tensors(parameter.shape, dtype, layout).values()
     return tensors
-
-
-def _engine(
-    options: Options,
-    capacity: Capacity,
-    model: Model,
-    groups: tuple[StateGroup, ...],
-    binding: Binding,
-    backend: Backend,
-    device: torch.device,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-) -> Engine:
-    sizes = {name: demand.page_size for name, demand in binding.page_demands.items()}
-    # Each running request may leave its last page half empty.
-    num_pages = {name: -(-capacity.kv_cache_tokens // size) for name, size in sizes.items()}
-    widest = {name: -(-capacity.max_model_len // size) for name, size in sizes.items()}
-    slots = SlotTable(options.max_num_seqs, capacity.max_model_len, widest, config.vocabulary_size, device)
-    state_arena = Arena(arena_bytes(state_tensors(groups, binding.page_demands, num_pages)), backend, device)
-    state = allocate_state(groups, binding.page_demands, num_pages, state_arena)
-    worker = Worker(model, state, binding.ops, slots)
-    pools = {name: PagePool(count) for name, count in num_pages.items()}
-    scheduler = Scheduler(pools, sizes, options.max_num_seqs, options.max_num_batched_tokens)
-    limits = Limits(capacity.max_model_len, config.vocabulary_size, frozenset(config.eos_ids))
-    return Engine(scheduler, worker, tokenizer, limits, seed=options.seed)

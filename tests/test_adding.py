@@ -79,7 +79,7 @@ def test_a_vendor_is_a_backend_and_its_yaml(house: Path) -> None:
 from ambidex import LLM, SamplingParams
 llm = LLM(device="acme", max_model_len=64, progress=False)
 output = llm.generate("def ", SamplingParams(temperature=0, max_tokens=4))[0]
-print(llm.loaded.profile.name, llm.loaded.backend.name, len(output.outputs[0].token_ids))
+print(llm.decided.profile.name, llm.decided.backend.name, len(output.outputs[0].token_ids))
 """
     assert run(house, code).split() == ["acme-one", "acme", "4"]
 
@@ -123,7 +123,7 @@ from ambidex import LLM, SamplingParams
 params = SamplingParams(temperature=0, max_tokens=1, logprobs=1)
 full, eight = (LLM(quantization=name, max_model_len=64, progress=False) for name in (None, "int8_rows"))
 values = [llm.generate("import ", params)[0].outputs[0].cumulative_logprob for llm in (full, eight)]
-print(abs(values[0] - values[1]) < 0.5, eight.loaded.weight_bytes < 0.75 * full.loaded.weight_bytes)
+print(abs(values[0] - values[1]) < 0.5, eight.decided.weight_bytes < 0.75 * full.decided.weight_bytes)
 formats = {name for site in eight.manifest()["sites"] for name in site["formats"]}
 print(sorted(formats))
 """

@@ -1,0 +1,88 @@
+"""What a user may decide about an engine, and what each choice means: checked here, before anything is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+
+from ..hwprofiles.schema import Profile
+from ..ops import discovery
+from ..ops.contract import FALLBACKS, Policy
+from ..ops.types import DENSE, Determinism, Format, dtype_name
+from .config import ModelConfig
+from .errors import ConfigError, DeviceError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may decide about an engine; every default is decided here and reported.
+
+    model: a folder, a hub id, or None for the embedded model. device: `cpu`, `cuda:0`, … or None for the best found.
+    dtype: `auto` is the checkpoint's. max_model_len: tokens of one request; None: the model's, as far as memory goes.
+    max_num_batched_tokens: tokens of one step; None: 2,048 on an accelerator, 512 where a longer step gains nothing.
+    gpu_memory_utilization: share of the device's free memory for weights and KV cache together; None: 0.92 of an
+    accelerator's, half of a machine's. kv_cache_tokens: size of the KV cache; None: what the share leaves, at most
+    max_num_seqs requests of max_model_len. quantization: the format in which the layers' products are kept, quantized
+    at load; None: as the checkpoint has them. kernels: explicit choices, site or op name -> kernel name.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    gpu_memory_utilization: float | None = None
+    kv_cache_tokens: int | None = None
+    determinism: str = "run"
+    fallback: str = "allow"
+    kernels: Mapping[str, str] = field(default_factory=dict[str, str])
+    progress: bool = True
+
+
+def policy(options: Options) -> Policy:
+    try:
+        level = Determinism(options.determinism)
+    except ValueError:
+        known = ", ".join(Determinism)
+        raise ConfigError(f"determinism is {options.determinism!r}: it is one of {known}") from None
+    if options.fallback not in FALLBACKS:
+        raise ConfigError(f"fallback is {options.fallback!r}: it is one of {', '.join(FALLBACKS)}")
+    return Policy(determinism=level, fallback=options.fallback, choices=MappingProxyType(dict(options.kernels)))
+
+
+def run_dtype(wanted: str, config: ModelConfig, profile: Profile) -> torch.dtype:
+    """The dtype to run in. DeviceError: one that the profile lacks, with those that it has."""
+    if wanted != "auto" and wanted not in _DTYPES:
+        raise ConfigError(f"dtype is {wanted!r}: it is auto or one of {', '.join(_DTYPES)}")
+    dtype = config.dtype if wanted == "auto" else _DTYPES[wanted]
+    if dtype_name(dtype) in profile.dtypes:
+        return dtype
+    possible = [name for name in _DTYPES if name in profile.dtypes]
+    raise DeviceError(f"{profile.name} does not compute {dtype_name(dtype)}: choose dtype {' or '.join(possible)}")
+
+
+def find_format(name: str | None) -> Format:
+    """The weight format of that name. ConfigError: there is none, with those that there are."""
+    known = discovery.formats()
+    if name is not None and name not in known:
+        raise ConfigError(f"quantization is {name!r}: there are {', '.join(sorted(known))}")
+    return known[name] if name else DENSE
+
+
+def token_budget(options: Options, profile: Profile) -> int:
+    """Tokens of one step: enough to fill the device's matrix units, no more, since activations grow with them."""
+    wanted = options.max_num_batched_tokens
+    if wanted is None:
+        return 512 if profile.memory.kind == "dram" else 2048
+    if wanted < 1:
+        raise ConfigError(f"max_num_batched_tokens is {wanted}: it must be at least 1")
+    return wanted
