@@ -88,6 +88,9 @@ def _unknown(name: str) -> ProfileError:
 def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[FieldPath, int]]:
     loader = _Loader(text)
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            # Aliases of aliases: a few lines stand for billions.
+            raise ProfileError("uses an alias (*name)", "write the value out", file=file)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise ProfileError("is not a mapping of fields", "write `name: …` and the other fields", file=file, line=1)
@@ -98,6 +101,12 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[FieldPath, int]]:
         line = mark.line + 1 if mark is not None else None
         cause = f"is not valid YAML: {getattr(error, 'problem', None) or error}"
         raise ProfileError(cause, "correct the syntax", file=file, line=line) from None
+    except RecursionError:
+        raise ProfileError("is nested too deep", "write plain fields", file=file) from None
+    except ValueError as error:
+        if isinstance(error, ProfileError):
+            raise
+        raise ProfileError(f"has a value that cannot be read: {error}", "correct it", file=file) from None
     finally:
         loader.dispose()
 

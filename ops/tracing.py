@@ -58,7 +58,8 @@ class Recorder:
             return
         if known.signature != site.signature:
             raise ValueError(f"two calls of {site.name} differ: give the weights or groups different names")
-        self._sites[site.name] = replace(known, num_layers=known.num_layers + 1)
+        rows = known.rows if known.rows == site.rows else "tokens"
+        self._sites[site.name] = replace(known, num_layers=known.num_layers + 1, rows=rows)
 
 
 def _site(op: Op, label: str, signature: Signature, rows: Literal["tokens", "logits"], parts: tuple[Site, ...]) -> Site:

@@ -209,7 +209,8 @@ class Site:
     """One call of an op in a model: everything static about it. `num_layers` counts the layers that repeat it.
 
     `label` is the role of its weight or the name of its state group; `(op, label)` is unique in a model.
-    `rows` says what the first operand's rows count. `weights` are the weight operands that have a layout to settle.
+    `rows` says what the first operand's rows count: tokens if they do in any layer (the last may look at fewer).
+    `weights` are the weight operands that have a layout to settle.
     """
 
     op: str
@@ -247,7 +248,7 @@ class Site:
         parts = tuple(part.signature for part in self.parts)
         dims = tuple(sorted(self.dims.items()))
         dtypes = tuple((name, dtype_name(dtype)) for name, dtype in sorted(self.dtypes.items()))
-        return (self.op, self.label, dims, dtypes, self.rows, self.weights, self.group, self.shard, parts)
+        return (self.op, self.label, dims, dtypes, self.weights, self.group, self.shard, parts)
 
     def plain(self) -> dict[str, Any]:
         """The site as JSON-able values, as printed by `explain` and hashed into the manifest."""

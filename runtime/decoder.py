@@ -67,10 +67,14 @@ class Decoder:
         rotation = ops.rotation(batch.positions, self._frequencies, scaling=self._scaling)
         x = self._embed(batch, ops) if hidden is None else hidden
         for layer in self._layers:
-            x = self._attend(layer, x, rotation, batch, state, ops)
+            attended = self._attend(layer, x, rotation, batch, state, ops)
+            if layer is self._layers[-1]:
+                # Behind the last attention no row looks at another: only those that yield logits go on.
+                x, attended = x[batch.logit_rows], attended[batch.logit_rows]
+            x = ops.linear_add(attended, layer.o, x, layer.o_bias)
             gated = ops.gated_linear(x, layer.gate_up, layer.norm_mlp, layer.gate_up_bias, eps=self._eps)
             x = ops.linear_add(gated, layer.down, x, layer.down_bias)
-        return ops.norm_linear(x[batch.logit_rows], self._norm, self._head, eps=self._eps, out_dtype=torch.float32)
+        return ops.norm_linear(x, self._norm, self._head, eps=self._eps, out_dtype=torch.float32)
 
     def _embed(self, batch: Batch, ops: Any) -> torch.Tensor:
         x = ops.embedding(batch.ids, self._embedding)
@@ -84,8 +88,7 @@ class Decoder:
         pages, slots = state[layer.group][layer.index], batch.slots[layer.group]
         qkv = ops.norm_linear(x, layer.norm_attention, layer.qkv, layer.qkv_bias, eps=self._eps)
         q = ops.qkv_rope_store(qkv, rotation, pages, slots, layer.q_norm, layer.k_norm, **self._heads)
-        attended = ops.paged_attention(q, pages, batch.attending[layer.group], scale=self._scale)
-        return ops.linear_add(attended.flatten(1), layer.o, x, layer.o_bias)
+        return ops.paged_attention(q, pages, batch.attending[layer.group], scale=self._scale).flatten(1)
 
     @staticmethod
     def groups(config: ModelConfig) -> tuple[StateGroup, ...]:

@@ -128,8 +128,7 @@ class Engine:
         allowed = self._mask(params.allowed_token_ids)
         early = None
         if params.min_tokens:
-            stops = set(params.stop_token_ids or ()) | (set() if params.ignore_eos else self.limits.eos_ids)
-            early = _without(self._mask(params.allowed_token_ids, everything=True), stops)
+            early = _without(self._mask(params.allowed_token_ids, everything=True), self._stops(params))
         return Scheduled(
             request_id,
             list(ids),
@@ -140,6 +139,10 @@ class Engine:
             allowed,
             early,
         )
+
+    def _stops(self, params: SamplingParams) -> set[int]:
+        """The ids that end a completion."""
+        return set(params.stop_token_ids or ()) | (set() if params.ignore_eos else self.limits.eos_ids)
 
     def _request_seed(self, params: SamplingParams, index: int) -> int:
         """A request's key: from its own seed where it has one, else from the engine's and its place in the sequence."""
@@ -171,6 +174,10 @@ class Engine:
         outside = next((token for token in named if not 0 <= token < limits.vocabulary_size), None)
         if outside is not None:
             raise RequestError(f"token id {outside} is outside the vocabulary of {limits.vocabulary_size:,}")
+        if params.allowed_token_ids and params.min_tokens and self._stops(params).issuperset(params.allowed_token_ids):
+            raise RequestError(
+                f"allowed_token_ids are all stop ids, and min_tokens is {params.min_tokens}: nothing could be drawn"
+            )
         self._check_pages(min(len(ids) + params.max_tokens, limits.max_model_len))
 
     def _check_pages(self, length: int) -> None:

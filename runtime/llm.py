@@ -40,6 +40,7 @@ class LLM:
         self.decided = decide(Options(model=model, **options))
         self.engine: Engine = build(self.decided)
         self._ids = count()
+        self._arrived: dict[str, RequestOutput] = {}
         for line in self.decided.binding.warnings:
             print(f"warning: {line}", file=sys.stderr)
 
@@ -59,10 +60,10 @@ class LLM:
         params = _for_each(sampling_params, len(listed))
         encoded = [self._encode(prompt) for prompt in listed]
         ids = self._add_all([(text, tokens, each) for (text, tokens), each in zip(encoded, params, strict=True)])
-        done: dict[str, RequestOutput] = {}
-        while len(done) < len(ids):
-            done |= {output.request_id: output for output in self.engine.step() if output.finished}
-        return [done[request_id] for request_id in ids]
+        try:
+            return [self._finished(request_id) for request_id in ids]
+        finally:
+            self._drop(ids)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yields the growing result after each step that added to it; leaving the loop early aborts the request."""
@@ -70,13 +71,13 @@ class LLM:
         (request_id,) = self._add_all([(text, tokens, sampling_params or SamplingParams())])
         try:
             while True:
-                for output in self.engine.step():
-                    if output.request_id == request_id:
-                        yield output
-                        if output.finished:
-                            return
+                output = self._next(request_id)
+                finished = output.finished  # it grows on while the caller looks at it and steps for others
+                yield output
+                if finished:
+                    return
         finally:
-            self.engine.abort(request_id)
+            self._drop([request_id])
 
     def chat(
         self,
@@ -88,6 +89,9 @@ class LLM:
     ) -> list[RequestOutput]:
         """Like `generate`, on conversations: a list of {"role", "content"} messages, or a list of such lists."""
         conversations = [messages] if _is_conversation(messages) else messages
+        own = sorted({"messages", "add_generation_prompt"} & set(chat_template_kwargs or {}))
+        if own:
+            raise RequestError(f"chat_template_kwargs has {', '.join(own)}: that is an argument of chat itself")
         prompts = [
             self.render(each, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {}))  # type: ignore[arg-type]
             for each in conversations
@@ -113,6 +117,24 @@ class LLM:
         """Sites that no kernel serves here."""
         return references(self.decided.binding)
 
+    def _next(self, request_id: str) -> RequestOutput:
+        """The request's next result; those of others, whose loops are not at work, wait for them."""
+        while request_id not in self._arrived:
+            self._arrived |= {output.request_id: output for output in self.engine.step()}
+        return self._arrived.pop(request_id)
+
+    def _finished(self, request_id: str) -> RequestOutput:
+        while True:
+            output = self._next(request_id)
+            if output.finished:
+                return output
+
+    def _drop(self, request_ids: Sequence[str]) -> None:
+        """Ends what still runs of these requests and forgets what came of them."""
+        for request_id in request_ids:
+            self.engine.abort(request_id)
+            self._arrived.pop(request_id, None)
+
     def _add_all(self, requests: Sequence[tuple[str | None, Sequence[int], SamplingParams]]) -> list[str]:
         added: list[str] = []
         try:
@@ -121,8 +143,7 @@ class LLM:
                 self.engine.add(request_id, tokens, params, text)
                 added.append(request_id)
         except RequestError:
-            for request_id in added:
-                self.engine.abort(request_id)
+            self._drop(added)
             raise
         return added
 

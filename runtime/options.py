@@ -16,6 +16,9 @@ from .config import ModelConfig
 from .errors import ConfigError, DeviceError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_COUNTS = {
+    "max_model_len": 1 << 27, "max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "kv_cache_tokens": 1 << 48,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,16 @@ class Options:
     fallback: str = "allow"
     kernels: Mapping[str, str] = field(default_factory=dict[str, str])
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        """ConfigError: a number out of its range."""
+        for name, most in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 1 <= value <= most):
+                raise ConfigError(f"{name} is {value!r}: it must be a whole number from 1 to {most:,}")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise ConfigError(f"gpu_memory_utilization is {share!r}: it must be a number above 0 to 1")
 
 
 def policy(options: Options) -> Policy:
@@ -80,9 +93,4 @@ def find_format(name: str | None) -> Format:
 
 def token_budget(options: Options, profile: Profile) -> int:
     """Tokens of one step: enough to fill the device's matrix units, no more, since activations grow with them."""
-    wanted = options.max_num_batched_tokens
-    if wanted is None:
-        return 512 if profile.memory.kind == "dram" else 2048
-    if wanted < 1:
-        raise ConfigError(f"max_num_batched_tokens is {wanted}: it must be at least 1")
-    return wanted
+    return options.max_num_batched_tokens or (512 if profile.memory.kind == "dram" else 2048)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import RequestError
+from .fields import shown
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -64,8 +64,12 @@ class SamplingParams:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty: name at least one token, or leave it out")
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("allowed_token_ids", self.allowed_token_ids)):
+            if not isinstance(ids, (list, tuple, type(None))):
+                raise RequestError(f"{name} is {_shown(ids)}: it must be a list of token ids")
             for token in ids or ():
                 _integer(name, token, 0, 1 << 31)
+        if not isinstance(self.stop, (str, list, tuple, type(None))):
+            raise RequestError(f"stop is {_shown(self.stop)}: it must be a string or a list of strings")
         _check_stops(self.stops)
 
     @property
@@ -83,20 +87,29 @@ class SamplingParams:
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(f"{name} is {value!r}: it must be a whole number from {low} to {high}")
+        raise RequestError(f"{name} is {_shown(value)}: it must be a whole number from {low} to {high}")
+
+
+def _shown(value: object) -> str:
+    """What was given, cut where it is long; Python prints no integer of thousands of digits."""
+    if isinstance(value, int) and abs(value) > 1 << 256:
+        return "a number of more than 77 digits"
+    return shown(value)
 
 
 def _real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)  # NaN lies in no range
     if not number or not (low < value if open_low else low <= value) or not value <= high:  # type: ignore[operator]
         above = "above" if open_low else "from"
-        raise RequestError(f"{name} is {value!r}: it must be a number {above} {low:g} to {high:g}")
+        raise RequestError(f"{name} is {_shown(value)}: it must be a number {above} {low:g} to {high:g}")
 
 
 def _check_stops(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
         raise RequestError(f"stop has {len(stops)} strings: at most {MAX_STOPS} are taken")
     for stop in stops:
+        if not isinstance(stop, str):
+            raise RequestError(f"stop holds {_shown(stop)}: it must be a string or a list of strings")
         if not stop or len(stop) > MAX_STOP_CHARACTERS:
             raise RequestError(
                 f"stop has a string of {len(stop)} characters: from 1 to {MAX_STOP_CHARACTERS} are taken"

@@ -19,12 +19,13 @@ from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from .errors import RequestError
+from .errors import CheckpointCorrupt, RequestError
 
 ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking", "tools", "documents", "reasoning_effort", "date_string"})
 """Keyword arguments that a request may hand to a template."""
 
 MAX_TEMPLATE_CHARACTERS = 1 << 20
+MAX_COMPLAINT_CHARACTERS = 300
 
 Message = Mapping[str, Any]
 
@@ -71,7 +72,7 @@ class ChatTemplate:
     def read(cls, folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
         """From chat_template.jinja, else from tokenizer_config.json (a text, or a list of named ones: `default`)."""
         path = folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.is_file() else tokenizer_config.get("chat_template")
+        source = _text(path) if path.is_file() else tokenizer_config.get("chat_template")
         if isinstance(source, list):
             named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
             source = named.get("default")
@@ -104,7 +105,7 @@ class ChatTemplate:
         except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  (a template is foreign code: it may raise anything)
-            raise RequestError(f"the chat template refuses these messages: {error}") from None
+            raise RequestError(f"the chat template refuses these messages: {_short(error)}") from None
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -117,6 +118,22 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if not isinstance(message.get("content"), (str, list, type(None))):
             raise RequestError(f"message {index} has a content of {type(message.get('content')).__name__}: give text")
     return [dict(message) for message in messages]
+
+
+def _text(path: Path) -> str:
+    """A template's text. CheckpointCorrupt: longer than any template, or bytes that are no text."""
+    if path.stat().st_size > 4 * MAX_TEMPLATE_CHARACTERS:
+        raise CheckpointCorrupt(f"{path} is {path.stat().st_size:,} bytes long, more than any chat template")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointCorrupt(f"{path} is not UTF-8 text: copy the file again") from None
+
+
+def _short(error: Exception) -> str:
+    """A template writes its own complaint, as long as it likes."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_COMPLAINT_CHARACTERS else f"{text[:MAX_COMPLAINT_CHARACTERS]}…"
 
 
 def _token_text(token: Any) -> str:

@@ -20,6 +20,8 @@ from .errors import CheckpointCorrupt
 from .fields import json_object, shown
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_AXES = 64
+"""As many as torch has; the product of the sizes stays a small number."""
 _AGAIN = "download it again"
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn,
@@ -76,8 +78,8 @@ def _entry(path: Path, name: str, given: Any, start: int) -> TensorEntry:
     dtype, shape, offsets = given.get("dtype"), given.get("shape"), given.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise corrupt(f"has dtype {shown(dtype)}; known are {', '.join(_DTYPES)}")
-    if not _are_sizes(shape):
-        raise corrupt(f"has shape {shown(shape)}, it must be a list of sizes")
+    if not _are_sizes(shape) or len(shape) > MAX_AXES:
+        raise corrupt(f"has shape {shown(shape)}, it must be a list of at most {MAX_AXES} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise corrupt(f"has data_offsets {shown(offsets)}, they must be [begin, end]")
     needed, given_bytes = prod(shape) * _DTYPES[dtype].itemsize, offsets[1] - offsets[0]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as _Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from .errors import CheckpointCorrupt, ModelNotFound
+from .errors import CheckpointCorrupt, ModelNotFound, RequestError
+from .fields import read_json
 from .template import ChatTemplate
 
 
@@ -35,16 +34,23 @@ class Tokenizer:
             )
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001  (the library raises bare Exception for whatever it cannot parse)
+        except BaseException as error:  # the library raises bare Exception, and panics of Rust are no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise CheckpointCorrupt(f"{path} is not a tokenizer: {error}; copy the file again") from None
-        self._config = _json(folder / "tokenizer_config.json")
-        self.template = ChatTemplate.read(folder, self._config)
+        config = folder / "tokenizer_config.json"
+        self.template = ChatTemplate.read(folder, read_json(config, CheckpointCorrupt) if config.is_file() else {})
 
     @property
     def vocabulary_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text. RequestError: lone surrogates, which no UTF-8 text has."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError("the prompt holds lone surrogates, it must be text that UTF-8 can hold") from None
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
@@ -56,15 +62,3 @@ class Tokenizer:
 
     def stream(self, *, skip_special_tokens: bool = True) -> TextStream:
         return TextStream(self._tokenizer, skip_special_tokens)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointCorrupt(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointCorrupt(f"{path} holds a {type(content).__name__}, it must be an object")
-    return content

@@ -102,9 +102,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
 def test_unknown_name_has_a_suggestion_and_the_list() -> None:
     with pytest.raises(ProfileError, match=r"unknown profile 'nvidia-h100'; did you mean nvidia-h100-sxm"):
         load("nvidia-h100")
-    with pytest.raises(
-        ProfileError, match=r"did you mean amd-mi325x\? known: amd-mi300x, .*nvidia-h200-sxm"
-    ):
+    with pytest.raises(ProfileError, match=r"did you mean amd-mi325x\? known: amd-mi300x, .*nvidia-h200-sxm"):
         load("mi325x")
     with pytest.raises(ProfileError, match=r"'zzz'; known: amd-mi300x"):
         load("zzz")
