@@ -12,6 +12,7 @@ TORCH  ?= torch==2.13.0
 DEVICE ?= cpu
 VENV   ?= .venv
 PROMPT ?= def read_lines(path):
+SEED   ?= 2
 
 SHELL  := /bin/sh
 BIN    := $(VENV)/bin
@@ -29,7 +30,7 @@ BROKEN := $(shell $(BIN)/python -c 'import pip' >/dev/null 2>&1 || echo FORCE)
 setup: $(STAMPS)/dev-$(DEVICE)
 
 demo: $(STAMPS)/base-$(DEVICE)
-	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96
+	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96 --seed $(SEED)
 
 test: $(STAMPS)/test-$(DEVICE)
 	@$(BIN)/python -m pytest

@@ -37,7 +37,8 @@ def inventory() -> dict[str, Any]:
 
 def _device(place: Place) -> dict[str, Any]:
     report, match = place.report, place.match
-    memory = place.backend.memory(place.backend.device(report))
+    device = place.backend.device(report)
+    memory = place.backend.memory(device)
     return {
         "device": place.name,
         "name": report.name,
@@ -49,6 +50,7 @@ def _device(place: Place) -> dict[str, Any]:
         "reason": match.reason,
         "total_bytes": memory.total_bytes,
         "free_bytes": memory.free_bytes,
+        "telemetry": dict(place.backend.telemetry(device)),
     }
 
 
@@ -63,4 +65,7 @@ def _block(device: dict[str, Any]) -> str:
     profile = f"{device['profile']} ({device['match']}: {device['reason']})" if device["profile"] else device["reason"]
     memory = f"{device['free_bytes'] / GIB:.1f} GiB free of {device['total_bytes'] / GIB:.1f} GiB"
     head = f"{device['device'].ljust(8)}{device['name']}, {device['arch']}, {device['units']} units"
-    return f"{head}\n{fields([('profile', profile), ('memory', memory)], indent=8)}"
+    lines = [("profile", profile), ("memory", memory)]
+    if device["telemetry"]:
+        lines.append(("sensors", ", ".join(f"{name} {value:g}" for name, value in device["telemetry"].items())))
+    return f"{head}\n{fields(lines, indent=8)}"

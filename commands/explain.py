@@ -134,6 +134,8 @@ def site_lines(site: Plain, depth: int = 0) -> Iterator[str]:
         for reason, where in spans.items():
             scope = "" if where == _rows(site, site["choices"]) else f" (rows {where})"
             yield wrapped(f"{margin}    ✗ {name}: ", f"{reason}{scope}")
+    if not any(choice["refused"] or choice["chosen"] not in ("reference", "parts") for choice in site["choices"]):
+        yield f"{margin}    no kernel of this op exists"
     for part in site["parts"]:
         yield from site_lines(part, depth + 1)
 

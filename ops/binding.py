@@ -188,6 +188,9 @@ class _Binder:
                 near = get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
                 raise BindingError(f"no site or op is called {key}{hint}")
+            wanted = self.policy.choices[key]
+            if wanted not in (*self.kernels, "reference", "parts"):
+                raise BindingError(f"no kernel is called {wanted}: `ambidex explain` lists those of {key}")
             raise BindingError(
                 f"{key} is never bound on its own: a composite around it is served whole, or all its sites have "
                 f"choices of their own (choose `parts` for the composite to bind {key})"

@@ -70,7 +70,7 @@ class Op:
     cost(site, work): bytes that must move and operations.
     inputs(dims, dtype, device, generator): arguments of a case.
     tolerance: by dtype, the largest |y - reference| allowed, relative to the largest |reference|.
-    determinism: what the reference promises. capture_safe: whether it may run under graph capture.
+    determinism: what the reference promises.
     observe(result, args): the tensors that conformance compares (the result, or what the call wrote).
     row_axis: the axis of the first operand along which rows are counted (buckets, and `Work.rows`).
     """
@@ -85,7 +85,6 @@ class Op:
     reference: Callable[..., Any] | None = None
     parts: Callable[..., Any] | None = None
     determinism: Determinism = Determinism.BATCH
-    capture_safe: bool = True
     observe: Callable[[Any, tuple[Any, ...]], tuple[torch.Tensor, ...]] = _returned
     row_axis: int = 0
 

@@ -179,5 +179,5 @@ CASES = (
 
 OP = Op(
     "paged_attention", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE,
-    reference=_reference, determinism=Determinism.RUN, capture_safe=False,
+    reference=_reference, determinism=Determinism.RUN,
 )  # fmt: skip

@@ -175,5 +175,5 @@ CASES = (
 )
 
 OP = Op(
-    "sample", _label, _check, _cost, _inputs, CASES, {torch.float32: 1e-5}, reference=_reference, capture_safe=True,
+    "sample", _label, _check, _cost, _inputs, CASES, {torch.float32: 1e-5}, reference=_reference,
 )  # fmt: skip

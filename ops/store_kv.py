@@ -86,5 +86,5 @@ CASES = (
 
 OP = Op(
     "store_kv", _label, _check, _cost, _inputs, CASES, EXACT,
-    reference=_reference, capture_safe=False, observe=written,
+    reference=_reference, observe=written,
 )  # fmt: skip

@@ -15,7 +15,7 @@ from ..ops.types import DENSE, Determinism, Format, dtype_name
 from .config import ModelConfig
 from .errors import ConfigError, DeviceError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COUNTS = {
     "max_model_len": 1 << 27, "max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "kv_cache_tokens": 1 << 48,
 }  # fmt: skip
@@ -74,12 +74,12 @@ def policy(options: Options) -> Policy:
 
 def run_dtype(wanted: str, config: ModelConfig, profile: Profile) -> torch.dtype:
     """The dtype to run in. DeviceError: one that the profile lacks, with those that it has."""
-    if wanted != "auto" and wanted not in _DTYPES:
-        raise ConfigError(f"dtype is {wanted!r}: it is auto or one of {', '.join(_DTYPES)}")
-    dtype = config.dtype if wanted == "auto" else _DTYPES[wanted]
+    if wanted != "auto" and wanted not in DTYPES:
+        raise ConfigError(f"dtype is {wanted!r}: it is auto or one of {', '.join(DTYPES)}")
+    dtype = config.dtype if wanted == "auto" else DTYPES[wanted]
     if dtype_name(dtype) in profile.dtypes:
         return dtype
-    possible = [name for name in _DTYPES if name in profile.dtypes]
+    possible = [name for name in DTYPES if name in profile.dtypes]
     raise DeviceError(f"{profile.name} does not compute {dtype_name(dtype)}: choose dtype {' or '.join(possible)}")
 
 

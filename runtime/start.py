@@ -19,7 +19,7 @@ from ..ops import discovery
 from ..ops.binding import Binding, bind
 from ..ops.layouts import ROW_MAJOR
 from ..ops.state import StateGroup
-from ..ops.types import Format, Site
+from ..ops.types import Format, Site, dtype_name
 from .arena import Arena, arena_bytes
 from .checkpoint import Checkpoint, resolve
 from .config import ModelConfig, read_config
@@ -30,7 +30,7 @@ from .execute.slots import SlotTable
 from .execute.worker import Worker, allocate_state, state_tensors
 from .loading import load_weights, stored_as, trace
 from .model import Model, Parameter, find_model
-from .options import Options, find_format, policy, run_dtype, token_budget
+from .options import DTYPES, Options, find_format, policy, run_dtype, token_budget
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
 from .tokenizer import Tokenizer
@@ -118,6 +118,7 @@ def build(decided: Decisions) -> Engine:
         tokenizer,
         Limits(decided.max_model_len, decided.config.vocabulary_size, frozenset(decided.config.eos_ids)),
         seed=options.seed,
+        clock=decided.backend.clock,
     )
 
 
@@ -133,9 +134,11 @@ def resolve_model(model: str | None, revision: str | None = None) -> Path:
 
 
 def model_sites(model: str | None, dtype: str = "auto", profile: Profile | None = None) -> tuple[Site, ...]:
-    """The sites of a checkpoint without loading it: what `explain` binds."""
+    """The sites of a checkpoint without loading it: what `explain` binds. `auto` takes a dtype that the profile has."""
     config = read_config(resolve_model(model))
-    chosen = run_dtype(dtype, config, profile) if profile else config.dtype
+    possible = [name for name in (dtype_name(config.dtype), *DTYPES) if profile is None or name in profile.dtypes]
+    wanted = possible[0] if dtype == "auto" and possible else dtype
+    chosen = run_dtype(wanted, config, profile) if profile else DTYPES.get(wanted, config.dtype)
     return trace(find_model(config.model_type), config, chosen)
 
 
@@ -144,8 +147,9 @@ def _capacity(
 ) -> tuple[int, int]:
     """max_model_len and kv_cache_tokens. OutOfMemory says what is needed and what is there, in GiB."""
     share = options.gpu_memory_utilization or (0.92 if profile.memory.kind == "hbm" else 0.5)
-    left = int(free_bytes * share) - weight_bytes
     wanted_length = options.max_model_len or config.max_positions
+    slot_bytes = options.max_num_seqs * wanted_length * torch.int64.itemsize
+    left = int(free_bytes * share) - weight_bytes - slot_bytes
     if options.max_model_len and options.max_model_len > config.max_positions:
         raise ConfigError(
             f"max_model_len is {options.max_model_len:,}: the model was made for {config.max_positions:,}"

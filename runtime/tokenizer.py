@@ -38,6 +38,8 @@ class Tokenizer:
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
             raise CheckpointCorrupt(f"{path} is not a tokenizer: {error}; copy the file again") from None
+        self._tokenizer.no_truncation()  # how long a prompt may be is the engine's to say, not the file's
+        self._tokenizer.no_padding()
         config = folder / "tokenizer_config.json"
         self.template = ChatTemplate.read(folder, read_json(config, CheckpointCorrupt) if config.is_file() else {})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -113,8 +114,11 @@ recorder = Recorder(discovery.ops(), num_logits=1)
 recorder.rms_norm(torch.empty(3, 8, device="meta"), dense("norm", torch.empty(8, device="meta")), eps=1e-5)
 binding = bind(recorder.sites, load("cpu-avx2"), Policy(choices={"rms_norm": "rms_norm_fused"}))
 print({choice.chosen for choice in binding.sites[0].choices})
+x, weight = torch.randn(3, 8), dense("norm", torch.rand(8))
+wanted = discovery.ops()["rms_norm"].reference(x, weight, eps=1e-5)
+print(torch.allclose(binding.ops.rms_norm(x, weight, eps=1e-5), wanted))
 """
-    assert run(house, code).strip() == "{'rms_norm_fused'}"
+    assert run(house, code).split() == ["{'rms_norm_fused'}", "True"]
 
 
 def test_a_format_loads_and_stays_close(house: Path) -> None:
@@ -131,16 +135,27 @@ print(sorted(formats))
 
 
 def test_a_model_is_the_file_of_its_type(house: Path, tmp_path: Path) -> None:
+    """The embedded checkpoint under another model_type, with biases of zero, writes what it wrote before."""
     from ambidex.runtime.embedded.location import folder
+    from safetensors.torch import load_file, save_file
 
     config = json.loads((folder() / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "acme_lm"}), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder() / name, tmp_path / name)
+    tensors = load_file(folder() / "model.safetensors")
+    for name in [name for name in tensors if re.search(r"\.[qkv]_proj\.weight$", name)]:
+        tensors[name.replace("weight", "bias")] = tensors[name].new_zeros(tensors[name].shape[0])
+    save_file(tensors, tmp_path / "model.safetensors")
     code = f"""
-from ambidex.runtime.start import model_sites
-sites = model_sites({str(tmp_path)!r})
-print([site.dims["bias"] for site in sites if site.name == "norm_linear@layers.*.qkv"])
+from ambidex import LLM, SamplingParams
+params = SamplingParams(temperature=0, max_tokens=12)
+models = [LLM(name, max_model_len=64, progress=False) for name in ({str(tmp_path)!r}, None)]
+texts = [llm.generate("import os", params)[0].outputs[0].token_ids for llm in models]
+sites = {{site["name"]: site["dims"] for site in models[0].manifest()["sites"]}}
+print(texts[0] == texts[1], sites["norm_linear@layers.*.qkv"]["bias"])
 """
-    assert run(house, code).strip() == "[True]"
+    assert run(house, code).split() == ["True", "True"]
 
 
 def test_the_page_names_the_folders_that_exist() -> None:

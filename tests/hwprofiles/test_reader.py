@@ -85,6 +85,9 @@ def test_several_errors_are_counted(tmp_path: Path) -> None:
         ("name: [1\n", "is not valid YAML"),
         ("a: 1\n\tb: 2\n", "is not valid YAML"),
         ("x: !!python/object/apply:os.system [echo]\n", "is not valid YAML"),
+        ("a: &a [x, x]\nb: [*a, *a]\n", "uses an alias"),
+        (f"name: {'9' * 5000}\n", "has a value that cannot be read"),
+        (f"a: {'[' * 2000}{']' * 2000}\n", "is nested too deep"),
     ],
 )
 def test_not_a_profile(text: str, said: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from ambidex import LLM, RequestOutput, SamplingParams
-from ambidex.runtime.errors import RequestError
+from ambidex.runtime.errors import ConfigError, RequestError
 
 PROMPTS = [
     "def read(path):\n",
@@ -173,6 +173,7 @@ def test_timings_are_in_order(llm: LLM) -> None:
         ([1, 10**6], "outside the vocabulary"),
         ([1, "a"], "whole numbers"),
         ({"text": "x"}, "prompt_token_ids"),
+        ("\ud800", "surrogates"),
     ],
 )
 def test_a_bad_prompt_is_one_clear_line(llm: LLM, prompt: object, said: str) -> None:
@@ -188,13 +189,67 @@ def test_a_bad_prompt_is_one_clear_line(llm: LLM, prompt: object, said: str) -> 
         {"n": 0}, {"temperature": -0.1}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -2},
         {"min_p": 2.0}, {"max_tokens": 0}, {"max_tokens": True}, {"min_tokens": 17}, {"seed": 1 << 64},
         {"logprobs": 21}, {"stop": [""]}, {"stop": ["x"] * 17}, {"presence_penalty": 3}, {"repetition_penalty": 0},
-        {"allowed_token_ids": []}, {"stop_token_ids": [-1]},
+        {"allowed_token_ids": []}, {"stop_token_ids": [-1]}, {"stop_token_ids": 5}, {"stop": 5}, {"stop": [5]},
+        {"temperature": 10**400}, {"max_tokens": 10**5000},
     ],
-    ids=str,
+    ids=lambda field: next(iter(field)),
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_named(field: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=next(iter(field))):
         SamplingParams(**field)  # type: ignore[arg-type]
+
+
+def test_a_request_that_could_draw_nothing_is_refused(llm: LLM) -> None:
+    params = SamplingParams(allowed_token_ids=sorted(llm.engine.limits.eos_ids), min_tokens=2)
+    with pytest.raises(RequestError, match="nothing could be drawn"):
+        llm.generate("x", params)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_model_len": 0}, {"max_model_len": -1}, {"max_num_seqs": 0}, {"max_num_seqs": 1 << 40},
+        {"kv_cache_tokens": -5}, {"max_num_batched_tokens": 0}, {"gpu_memory_utilization": 0.0},
+        {"gpu_memory_utilization": 5.0}, {"gpu_memory_utilization": float("nan")},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_option_out_of_range_is_named(option: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        LLM(**option)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize"])
+def test_template_arguments_are_not_those_of_chat(llm: LLM, name: str) -> None:
+    with pytest.raises(RequestError, match=name):
+        llm.chat([{"role": "user", "content": "x"}], chat_template_kwargs={name: True})
+
+
+def test_streams_side_by_side_lose_nothing(llm: LLM) -> None:
+    """While one loop steps the engine, the others' requests grow too, and may end."""
+    params = [greedy(max_tokens=4, ignore_eos=True), greedy(max_tokens=12, ignore_eos=True)]
+    alone = [llm.generate(prompt, each)[0].outputs[0].token_ids for prompt, each in zip(PROMPTS, params, strict=False)]
+    short, long = (llm.stream(prompt, each) for prompt, each in zip(PROMPTS, params, strict=False))
+    next(short)
+    assert list(long)[-1].outputs[0].token_ids == alone[1]
+    last = list(short)
+    assert [output.finished for output in last] == [True]
+    assert last[-1].outputs[0].token_ids == alone[0]
+    again = llm.stream(PROMPTS[0], params[0])
+    next(again)
+    llm.generate(PROMPTS[1], params[1])
+    assert list(again)[-1].outputs[0].token_ids == alone[0]
+    assert not llm.engine.has_work
+
+
+def test_an_interrupted_call_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[RequestOutput]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS, greedy(max_tokens=4))
+    assert not llm.engine.has_work
 
 
 def test_one_bad_request_of_several_starts_none(llm: LLM) -> None:
