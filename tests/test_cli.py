@@ -290,7 +290,7 @@ def test_an_unknown_model_type(spoilt: Path, capsys: Capture) -> None:
 
 
 def test_a_dtype_that_the_profile_lacks(model: Path, capsys: Capture) -> None:
-    code, line = fail(capsys, "explain", model, "--profile", "groq-lpu")
+    code, line = fail(capsys, "explain", model, "--profile", "groq-lpu", "--dtype", "bfloat16")
     assert code == 11
     assert "choose dtype float16" in line
     code, line = fail(capsys, "generate", model, "--prompt", "x", "--dtype", "float8")
