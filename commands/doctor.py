@@ -65,14 +65,14 @@ def _version(package: str) -> str | None:
 def _with_torch() -> dict[str, Any]:
     import torch
 
-    from ..ops.discovery import languages, missing_languages
+    from ..ops.discovery import describe_language, languages, missing_languages
     from .devices import inventory
 
     inventoried, missing = inventory(), missing_languages()
     model = _embedded_model()
     return {
         "threads": torch.get_num_threads(),
-        "languages": {name: missing.get(name, "ready") for name in languages()},
+        "languages": {name: missing.get(name) or describe_language(name) for name in languages()},
         "embedded_model": model,
         "devices": inventoried["devices"],
         "problems": {**inventoried["missing"], **{f"kernels/{name}": reason for name, reason in missing.items()}},
@@ -103,7 +103,11 @@ def shown(findings: dict[str, Any]) -> str:
         ("packages", ", ".join(packages)),
         ("threads", f"{threads} ({variables})" if variables else threads),
         ("model", f"embedded: {findings['embedded_model'] or '–'}"),
-        *((f"kernels/{name}", state) for name, state in findings["languages"].items() if state == "ready"),
+        *(
+            (f"kernels/{name}", state)
+            for name, state in findings["languages"].items()
+            if f"kernels/{name}" not in findings["problems"]
+        ),
         *(("device", _device(device)) for device in findings["devices"]),
     ]
     verdict = "a model can run here" if findings["can_run"] else "nothing can run here: see what is missing"

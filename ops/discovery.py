@@ -82,6 +82,14 @@ def missing_languages() -> dict[str, str]:
     return reasons
 
 
+def describe_language(language: str) -> str:
+    """What a language that can run here says of itself: its file's `describe()`, else "ready"."""
+    if "language" not in stems(f"kernels/{language}"):
+        return "ready"
+    found = module(f"kernels/{language}", "language")
+    return found.describe() if hasattr(found, "describe") else "ready"
+
+
 def _by_name(found: list[Any]) -> dict[str, Any]:
     names = [item.name for item in found]
     twice = sorted({name for name in names if names.count(name) > 1})

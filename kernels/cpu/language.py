@@ -12,3 +12,9 @@ def missing() -> str | None:
     except LibraryMissing as reason:
         return str(reason)
     return None
+
+
+def describe() -> str:
+    """What the library brings here, for people: the best instructions of this CPU, and where its threads come from."""
+    library = load()
+    return f"instructions up to {library.cpu_level.name}, {library.num_threads} threads ({library.threads_reason})"
