@@ -16,7 +16,6 @@ from .library import Level, LibraryMissing, load
 LEVELS = {level.name.lower(): int(level) for level in Level}
 """The code of each level by the name that a manifest prints."""
 
-_READ_FROM_DEVICE = "read from the device"
 _NEEDS = {
     Level.AVX2: frozenset({"avx2", "f16c", "fma"}),
     Level.AVX512_BF16: frozenset({"avx512_bf16", "avx512bw", "avx512dq", "avx512f", "avx512vl"}),
@@ -45,6 +44,6 @@ def _best_here() -> Level:
 def level_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """`{"level": name}` for a kernel's `launch`."""
     level = level_of(profile.capabilities)
-    if _READ_FROM_DEVICE in profile.sources.values():
+    if profile.is_read_from_device:
         level = min(level, _best_here())
     return {"level": level.name.lower()}

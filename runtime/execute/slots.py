@@ -35,7 +35,7 @@ class SlotTable:
         self._parameters |= {name: torch.zeros(num_slots, dtype=torch.int64, device=device) for name in _INTEGERS}
 
     def apply(self, step: Step) -> None:
-        """Takes in the deltas, in the order freed, moved, added, pages."""
+        """Takes in the deltas: moved, then added, then pages. A freed slot keeps its values until somebody takes it."""
         for source, target in step.moved.tolist():
             self._move(source, target)
         for added in step.added:

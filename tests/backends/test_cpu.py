@@ -180,3 +180,10 @@ def test_defaults_say_that_nothing_is_captured() -> None:
     assert backend.clock() >= before
     with backend.stream(CPU):
         assert torch.ones(1).sum() == 1
+
+
+def test_allocations_begin_on_a_huge_page_and_are_zero() -> None:
+    piece = CpuBackend().allocate(5_000_000, CPU)
+    assert piece.data_ptr() % (2 << 20) == 0
+    assert piece.numel() == 5_000_000
+    assert not piece.any()

@@ -141,6 +141,18 @@ def test_streamed_text_grows_to_the_whole(llm: LLM) -> None:
     assert texts[-1] == llm.generate("import ", params)[0].outputs[0].text
 
 
+def test_a_stream_never_shows_the_beginning_of_a_stop_string(llm: LLM) -> None:
+    whole = llm.generate("import ", greedy(max_tokens=40, ignore_eos=True))[0].outputs[0].text
+    stop = whole[8:30]
+    texts = [
+        output.outputs[0].text for output in llm.stream("import ", greedy(max_tokens=40, ignore_eos=True, stop=stop))
+    ]
+    end = whole.index(stop)
+    assert texts[-1] == whole[:end]
+    assert len(stop) > 3 * len(whole) / 40, "several tokens make the stop string"
+    assert all(len(text) <= end for text in texts)
+
+
 def test_leaving_a_stream_frees_everything(llm: LLM) -> None:
     stream: Iterator[RequestOutput] = llm.stream("import ", greedy(max_tokens=24))
     next(stream)
@@ -256,3 +268,13 @@ def test_one_bad_request_of_several_starts_none(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.generate(["fine", [1] * 400])
     assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("wanted", "profile", "budget"), [(None, "cpu-avx2", 512), (None, "nvidia-b200", 2048), (7, "cpu-avx2", 7)]
+)
+def test_the_token_budget_follows_the_device(wanted: int | None, profile: str, budget: int) -> None:
+    from ambidex.hwprofiles.reader import load
+    from ambidex.runtime.options import Options, token_budget
+
+    assert token_budget(Options(max_num_batched_tokens=wanted), load(profile)) == budget
