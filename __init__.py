@@ -9,15 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ambidex.runtime.async_llm import AsyncLLM
     from ambidex.runtime.llm import LLM
     from ambidex.runtime.request import CompletionOutput, RequestOutput, SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 _HOMES = {
     "LLM": "ambidex.runtime.llm",
+    "AsyncLLM": "ambidex.runtime.async_llm",
     "CompletionOutput": "ambidex.runtime.request",
     "RequestOutput": "ambidex.runtime.request",
     "SamplingParams": "ambidex.runtime.request",

@@ -18,8 +18,14 @@ from .commands.doctor import doctor
 from .commands.explain import explain
 from .commands.failures import INTERRUPTED, describe
 from .commands.generate import generate
+from .commands.host import host
+from .commands.interference import interference
 from .commands.latency import latency
+from .commands.micro import micro
+from .commands.overload import overload
+from .commands.prefix import prefix
 from .commands.profiles import profiles
+from .commands.throughput import throughput
 
 # Plain help: rich's takes a third of the time that a command may take to answer.
 app = typer.Typer(
@@ -59,7 +65,8 @@ def _bench() -> None:
 
 for command in (generate, chat, devices, profiles, explain, doctor):
     app.command()(command)
-bench.command()(latency)
+for measurement in (latency, throughput, prefix, micro, host, interference, overload):
+    bench.command()(measurement)
 app.add_typer(bench, name="bench")
 
 

@@ -22,6 +22,8 @@ CONTRACT_VERSION = 1
 class BackendError(ValueError):
     """A backend that cannot be used or a device that is not there; one line with cause and cure."""
 
+    exit_code = 11
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -31,16 +33,26 @@ class Memory:
     free_bytes: int
 
 
+@dataclass(frozen=True)
+class Usage:
+    """Memory of a device that this process has in use: now, and the most since it began or `forget_peak` was called."""
+
+    now_bytes: int
+    peak_bytes: int
+
+
 class Backend:
     """How to run on the devices of one vendor.
 
     name: the file's name. contract_version: the version of this contract that the backend was written for, a literal
-    (another one than `CONTRACT_VERSION` is refused). vendor: as in the profiles.
+    (another one than `CONTRACT_VERSION` is refused). vendor: as in the profiles. is_asynchronous: whether a launch
+    returns before the device has done it.
     """
 
     name: str
     contract_version: int
     vendor: str
+    is_asynchronous: bool = False
 
     def missing(self) -> str | None:
         """Why this backend cannot run here, in one line with the cure; None if it can. Never raises."""
@@ -70,6 +82,17 @@ class Backend:
         """Zeros, [num_bytes] uint8: one of the few large pieces that hold weights and state. Default: torch's."""
         return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
 
+    def usage(self, device: torch.device) -> Usage | None:
+        """What this process has in use of the device's memory, whoever took it. Default: None, it is not measured."""
+        return None
+
+    def forget_peak(self, device: torch.device) -> None:
+        """From here on `usage` counts its peak anew. Default: it goes on from the beginning."""
+
+    def committed_bytes(self, piece: torch.Tensor) -> int | None:
+        """How much of a piece from `allocate` takes memory now; None: not measured. Default: all of it."""
+        return piece.numel() * piece.element_size()
+
     def profile(self, report: DeviceReport) -> Match:
         """The profile of a device. Default: `hwprofiles.match`."""
         return match(report)
@@ -82,9 +105,16 @@ class Backend:
         """A context in which launches go to a stream of their own. Default: the one stream that there is."""
         return nullcontext()
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None] | None:
-        """`function` recorded as a graph, to be replayed on the same tensors. Default: None, nothing is captured."""
-        return None
+    def capture(self, function: Callable[[], None]) -> Callable[[], None] | str:
+        """`function`, run once and recorded, to be replayed on the same tensors by calling the result; or why it is not
+        recorded, in one line. What the function keeps of its results (and nothing else) stays where it lies. Default: a
+        reason, nothing is recorded."""
+        return f"backend {self.name} records nothing"
+
+    @property
+    def captures(self) -> bool:
+        """Whether this backend has a `capture` of its own."""
+        return type(self).capture is not Backend.capture
 
     def telemetry(self, device: torch.device) -> Mapping[str, float]:
         """What sensors say, units in the names (`power_w`, `temperature_c`, …). Default: nothing. Never raises."""

@@ -8,20 +8,23 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..hwprofiles.match import DeviceReport, Match
+from ..ops.recording import Recording, record
 from .bandwidth import read_gb_per_s
 from .cgroups import cpu_quota, memory_limits, text_of
-from .contract import Backend, Memory
+from .contract import Backend, Memory, Usage
 
 _MIB = 1 << 20
-_HUGE_PAGE = 2 << 20
+_PAGE, _HUGE_PAGE = os.sysconf("SC_PAGE_SIZE"), 2 << 20
 _MADV_HUGEPAGE = 14
 _MIN_BUFFER_MIB, _MAX_BUFFER_MIB = 64, 512
 
@@ -72,7 +75,7 @@ def report_from(info: Cpuinfo, machine: str, num_cores: int, memory_bytes: int |
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
-    """Bytes by name (`MemTotal`, `MemAvailable`) from /proc/meminfo."""
+    """Bytes by name (`MemTotal`, `MemAvailable`, `VmRSS`) from /proc/meminfo or /proc/self/status."""
     fields = (_field(line) for line in text.splitlines() if ":" in line)
     return {name: int(value.split()[0]) * 1024 for name, value in fields if value.endswith("kB")}
 
@@ -139,12 +142,37 @@ class CpuBackend(Backend):
         return host_memory(self._root)
 
     def allocate(self, num_bytes: int, device: torch.device) -> torch.Tensor:
-        """Zeros on huge pages where Linux grants them: begins at a multiple of their size, committed when touched."""
-        whole = torch.zeros(num_bytes + _HUGE_PAGE, dtype=torch.uint8)
+        """Zeros on huge pages where Linux grants them: begins at a multiple of their size, committed when touched.
+
+        From numpy, which asks the system for zeros. torch.zeros writes them: all is committed, on small pages.
+        """
+        whole = torch.from_numpy(np.zeros(num_bytes + _HUGE_PAGE, dtype=np.uint8))
         start = -whole.data_ptr() % _HUGE_PAGE
         piece = whole[start : start + num_bytes]
         _advise_huge_pages(piece)
         return piece
+
+    def usage(self, device: torch.device) -> Usage | None:
+        """Resident memory of the process: interpreter and libraries are part of it."""
+        status = parse_meminfo(text_of(self._root / "proc/self/status"))
+        return Usage(status["VmRSS"], status["VmHWM"]) if {"VmRSS", "VmHWM"} <= set(status) else None
+
+    def forget_peak(self, device: torch.device) -> None:
+        with suppress(OSError):  # https://docs.kernel.org/filesystems/proc.html: 5 resets the peak
+            (self._root / "proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def committed_bytes(self, piece: torch.Tensor) -> int | None:
+        """mincore(2): pages that were touched."""
+        libc = ctypes.CDLL(None)
+        if platform.system() != "Linux" or not hasattr(libc, "mincore"):
+            return None
+        num_bytes = piece.numel() * piece.element_size()
+        before = piece.data_ptr() % _PAGE
+        pages = np.zeros(-(-(before + num_bytes) // _PAGE), dtype=np.uint8)
+        start, length = ctypes.c_void_p(piece.data_ptr() - before), ctypes.c_size_t(len(pages) * _PAGE)
+        if libc.mincore(start, length, ctypes.c_void_p(pages.ctypes.data)):
+            return None
+        return min(int((pages & 1).sum()) * _PAGE, num_bytes)
 
     def synchronize(self, device: torch.device) -> None:
         """Nothing to wait for: a call returns when it is done."""
@@ -157,6 +185,10 @@ class CpuBackend(Backend):
         """The last-level cache that a core reaches; 0 where Linux does not say."""
         sizes = [text_of(self._root / f"sys/devices/system/cpu/cpu0/cache/index{i}/size").strip() for i in range(4)]
         return max((int(size[:-1]) // 1024 for size in sizes if size.endswith("K") and size[:-1].isdigit()), default=0)
+
+    def capture(self, function: Callable[[], None]) -> Recording | str:
+        """What the host's kernels and torch's operations did, as a list of calls (`ops/recording.py`)."""
+        return record(function)
 
     def collectives(self) -> str | None:
         return "gloo"

@@ -6,13 +6,16 @@ Which vendor a torch is built for decides the backend; telemetry only adds to wh
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from ..hwprofiles.match import DeviceReport
 from .bandwidth import read_gb_per_s
-from .contract import Backend, Memory
+from .contract import Backend, Memory, Usage
+from .torch_graphs import DeviceGraphs, Replay
 
 _BUFFER_BYTES = 2 << 30
 
@@ -32,6 +35,7 @@ class TorchGpuBackend(Backend):
     """What torch has to be built for, as people call it."""
     check_command: str
     visible_variable: str
+    is_asynchronous = True
 
     def built(self) -> bool:
         """Whether this torch is built for the vendor."""
@@ -68,12 +72,32 @@ class TorchGpuBackend(Backend):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return Memory(total, free + cached)
 
+    def usage(self, device: torch.device) -> Usage | None:
+        """Tensors of torch's allocator; what the driver and its libraries hold beside them is not seen."""
+        return Usage(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
+
+    def forget_peak(self, device: torch.device) -> None:
+        torch.cuda.reset_peak_memory_stats(device)
+
     def synchronize(self, device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
     def read_bandwidth_gb_per_s(self, device: torch.device) -> float:
         num_bytes = min(_BUFFER_BYTES, self.memory(device).free_bytes // 4)
         return read_gb_per_s(device, num_bytes, self.synchronize)
+
+    def capture(self, function: Callable[[], None]) -> Replay | str:
+        """A graph on the current device, in the memory that all graphs of this backend and device share."""
+        if (reason := self.missing()) is not None:
+            return reason
+        device = torch.cuda.current_device()
+        if device not in self._graphs:
+            self._graphs[device] = DeviceGraphs(device)
+        return self._graphs[device].capture(function)
+
+    @cached_property
+    def _graphs(self) -> dict[int, DeviceGraphs]:
+        return {}
 
     def collectives(self) -> str | None:
         return "nccl"

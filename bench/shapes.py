@@ -33,7 +33,7 @@ class Shape:
     head_size: int
     intermediate_size: int
     vocabulary_size: int
-    max_positions: int = 8192
+    max_positions: int = 65536
 
     def config(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from .generate import pieces, read_prompt
 from .session import Session, as_json, load
 
 if TYPE_CHECKING:
-    from ..runtime.llm import Prompt
+    from ..runtime.prompt import Prompt
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 

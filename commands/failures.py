@@ -19,6 +19,8 @@ EXIT_CODES = {
     "DeviceError": 11,
     "BackendError": 11,
     "MissingPackage": 12,
+    "QueueFull": 14,
+    "EngineDied": 13,
 }
 """By the name of the class: to import the classes would load torch. `docs/cli.md` explains the codes."""
 
@@ -27,7 +29,7 @@ _EXTRA = "pip install 'ambidex[cpu]' (or [cuda], [rocm]: README.md says which to
 _CURES = {
     "torch": _EXTRA,
     "triton": "pip install triton",
-    "transformers": "pip install transformers, or leave out --compare transformers",
+    "matplotlib": "pip install 'ambidex[plot]', or leave out --plot",
 }
 
 

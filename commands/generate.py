@@ -15,7 +15,7 @@ from . import options
 from .session import Session, as_json, decisions, facts, load
 
 if TYPE_CHECKING:
-    from ..runtime.llm import Prompt
+    from ..runtime.prompt import Prompt
 
 
 def generate(

@@ -11,9 +11,7 @@ from ..runtime.request import RequestOutput, SamplingParams
 
 if TYPE_CHECKING:
     from ..runtime.llm import LLM
-    from ..runtime.start import Decisions
 
-MIB, GIB = 2**20, 2**30
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -85,7 +83,8 @@ class Facts:
 
 def facts(session: Session, output: RequestOutput) -> Facts:
     """The facts of a finished request; the bandwidth under its roofline is measured now, on the same device."""
-    from ..planning.step_cost import decode_bytes
+    from ..ops.step_cost import decode_bytes
+    from ..runtime.describe import device_name
 
     decided = session.llm.decided
     lengths = [len(each.token_ids) for each in output.outputs]
@@ -104,10 +103,6 @@ def facts(session: Session, output: RequestOutput) -> Facts:
         bytes_per_step=num_bytes,
         share_of_roofline=num_bytes / (bandwidth * 1e9) / seconds if seconds else None,
     )
-
-
-def device_name(decided: Decisions) -> str:
-    return f"{decided.backend.name}:{decided.report.index}"
 
 
 def timings(output: RequestOutput) -> dict[str, float | None]:
@@ -141,23 +136,10 @@ def as_json(session: Session, output: RequestOutput) -> dict[str, Any]:
 
 def decisions(session: Session) -> list[str]:
     """What was decided on the way to this engine, and on what grounds: one line each."""
-    llm, decided = session.llm, session.llm.decided
-    config, demands = decided.config, decided.binding.page_demands
-    match = decided.backend.profile(decided.report)
-    length = llm.engine.limits.max_model_len
-    pages = ", ".join(f"{name}: {demand.page_size} tokens, {demand.layout.name}" for name, demand in demands.items())
-    references = llm.reference_sites
+    from ..runtime.describe import describe
+
     return [
-        f"model      {session.name}: {config.model_type}, {config.num_layers} layers of {config.hidden_size}, "
-        f"{config.num_heads}/{config.num_kv_heads} heads of {config.head_size}, vocabulary {config.vocabulary_size:,}",
-        f"device     {device_name(decided)}: {decided.report.name}; "
-        f"{decided.backend.memory(decided.device).free_bytes / GIB:.1f} GiB free",
-        f"profile    {decided.profile.name} ({match.kind}: {match.reason})",
-        f"dtype      {str(decided.dtype).removeprefix('torch.')}",
-        f"weights    {decided.weight_bytes / MIB:,.1f} MiB in {session.seconds_to_load:.2f} s",
-        f"KV cache   {decided.kv_cache_tokens:,} tokens, {decided.kv_cache_bytes / MIB:,.1f} MiB; pages {pages}",
-        f"requests   at most {length:,} tokens each; {decided.kv_cache_tokens // length} of that length at once",
-        f"binding    {len(decided.binding.sites)} sites, determinism {decided.binding.policy.determinism}; "
-        f"by the reference: {', '.join(references) or 'none'} ({llm.fingerprint})",
+        f"checkpoint {session.name}: loaded in {session.seconds_to_load:.2f} s",
+        *describe(session.llm.decided),
         f"sampling   {dict(session.defaults) or 'no defaults'} (generation_config.json)",
     ]

@@ -30,6 +30,8 @@ FieldPath = tuple[str, ...]
 class ProfileError(ValueError):
     """A profile that cannot be used. The text is one line: `file:line: field: cause; cure`."""
 
+    exit_code = 10
+
     def __init__(self, cause: str, cure: str, *, file: str = "", line: int | None = None, field: str = "") -> None:
         self.cause, self.cure, self.file, self.line, self.field = cause, cure, file, line, field
         place = f"{file}:{line}" if line is not None else file

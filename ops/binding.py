@@ -32,6 +32,8 @@ _BROKEN_PROMISE_PENALTY = -1_000_000
 class BindingError(ValueError):
     """A promise that cannot be kept: an explicit choice, a level of determinism, or `fallback: forbid`."""
 
+    exit_code = 9
+
 
 @dataclass(frozen=True)
 class Binding:

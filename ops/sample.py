@@ -128,6 +128,8 @@ def with_logprobs(raw: torch.Tensor, ids: torch.Tensor, num_logprobs: int) -> tu
     # log_softmax sums each row in one order, whatever the number of rows and threads (logsumexp splits a lone row).
     logprobs = raw.log_softmax(-1)
     chosen = logprobs.gather(1, ids[:, None])[:, 0]
+    if not num_logprobs:
+        return ids, chosen, ids.new_empty((len(ids), 0)), chosen.new_empty((len(ids), 0))
     top = logprobs.topk(num_logprobs, dim=-1)
     return ids, chosen, top.indices, top.values
 

@@ -31,11 +31,17 @@ def _check(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) 
 
 
 def _reference(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
+    """Without a shape that follows from values, so that it can be captured: a row that is not to be stored writes once
+    more what the first stored row writes; where there is none, all write what lies there."""
+    if not len(slots):
+        return
     stored = slots >= 0
-    page, offset = slots[stored] // pages.page_size, slots[stored] % pages.page_size
+    source = torch.where(stored, torch.arange(len(slots), device=slots.device), stored.int().argmax())
+    slot = slots[source].clamp(min=0)
+    page, offset = slot // pages.page_size, slot % pages.page_size
     for name, rows in (("k", k), ("v", v)):
         plane = pages.canonical(name)
-        plane[page, offset] = rows[stored].to(plane.dtype)
+        plane[page, offset] = torch.where(stored.any(), rows[source].to(plane.dtype), plane[page, offset])
 
 
 def _cost(site: Site, work: Work) -> Cost:

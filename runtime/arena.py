@@ -27,16 +27,19 @@ def _aligned(num_bytes: int) -> int:
 
 
 class Arena:
-    """`take(shape, dtype)` gives the next piece as a zeroed tensor. MemoryError beyond the size it was made for."""
+    """`take(shape, dtype)` gives the next piece as a zeroed tensor. MemoryError beyond the size it was made for.
+
+    storage: [num_bytes] uint8, all of it.
+    """
 
     def __init__(self, num_bytes: int, backend: Backend, device: torch.device) -> None:
-        self._storage = backend.allocate(num_bytes, device)
+        self.storage = backend.allocate(num_bytes, device)
         self._used = 0
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         num_bytes = prod(shape) * dtype.itemsize
-        if self._used + num_bytes > self._storage.numel():
-            raise MemoryError(f"the arena of {self._storage.numel():,} bytes has no {num_bytes:,} left")
-        piece = self._storage[self._used : self._used + num_bytes].view(dtype).view(shape)
+        if self._used + num_bytes > self.storage.numel():
+            raise MemoryError(f"the arena of {self.storage.numel():,} bytes has no {num_bytes:,} left")
+        piece = self.storage[self._used : self._used + num_bytes].view(dtype).view(shape)
         self._used += _aligned(num_bytes)
         return piece

@@ -1,33 +1,26 @@
-"""One completion as it grows: text from tokens, log-probabilities, and the rules that end it."""
+"""One completion as it grows: text from tokens, log-probabilities, and the rules of text that end it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from .messages import TIMEOUT, Ended
 from .request import CompletionOutput, FinishReason, Logprob, SamplingParams
 from .tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One sampled token on the host, with its log-probability and the likeliest tokens."""
-
-    token_id: int
-    logprob: float
-    top_ids: Sequence[int] = ()
-    top_logprobs: Sequence[float] = ()
-
-
 class Completion:
-    """Takes tokens, keeps a `CompletionOutput`. Text that may yet become a stop string is held back until it cannot."""
+    """Takes tokens, keeps a `CompletionOutput`. Text that may yet become a stop string is held back until it cannot.
+
+    eos_ids: of the model; which of them ended a completion is nobody's concern, unless the request named it.
+    """
 
     def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer, eos_ids: frozenset[int]) -> None:
         self.output = CompletionOutput(index)
         self._params, self._tokenizer = params, tokenizer
-        self._stream = tokenizer.stream(skip_special_tokens=params.skip_special_tokens)
-        self._eos_ids = frozenset[int]() if params.ignore_eos else eos_ids
-        self._stop_ids = frozenset(params.stop_token_ids or ())
+        self._stream = tokenizer.stream(skip_special_tokens=params.skip_special_tokens) if params.detokenize else None
+        self._quiet_ids = eos_ids.difference(params.stop_token_ids or ())
+        self._stops = params.stops
         self._text = ""
         if params.logprobs is not None:
             self.output.logprobs, self.output.cumulative_logprob = [], 0.0
@@ -36,31 +29,54 @@ class Completion:
     def finished(self) -> bool:
         return self.output.finish_reason is not None
 
-    def push(self, drawn: Drawn, *, last: bool) -> None:
-        """Takes one token; `last` means that the length allows no further one."""
-        self.output.token_ids.append(drawn.token_id)
-        self._note_logprobs(drawn)
-        enough = len(self.output.token_ids) >= self._params.min_tokens
-        if enough and drawn.token_id in self._stop_ids:
-            self._finish("stop", drawn.token_id)
-        elif enough and drawn.token_id in self._eos_ids:
-            self._finish("stop")
-        else:
-            self._text += self._stream.push(drawn.token_id)
-            self._end_by_text(enough, last)
+    @property
+    def wants_logprobs(self) -> bool:
+        return self._params.logprobs is not None
+
+    def push(self, token_id: int, ended: Ended | None = None) -> None:
+        """Takes one token; `ended`: the engine gives no further one. A stop token adds no text."""
+        self.output.token_ids.append(token_id)
+        if self._stream is not None and not (ended and ended.reason == "stop"):
+            self._add_text(token_id)
+        if ended is not None and not self.finished:
+            self.end(ended)
+
+    def end(self, ended: Ended) -> None:
+        """What the engine says of the end."""
+        stop_reason: int | str | None = None if ended.stop_id in self._quiet_ids else ended.stop_id
+        self.output.message = ended.message
+        self._finish(ended.reason, TIMEOUT if ended.message == TIMEOUT else stop_reason)
 
     def abort(self) -> None:
         self._finish("abort")
 
-    def _end_by_text(self, enough: bool, last: bool) -> None:
-        found = self._earliest_stop() if enough else None
-        if found is not None:
+    def note(self, token_id: int, logprob: float, top_ids: Sequence[int], top_logprobs: Sequence[float]) -> None:
+        """Takes the log-probability of the next token, and the likeliest tokens with theirs."""
+        assert self.output.logprobs is not None
+        count = self._params.logprobs
+        ranked = dict(zip(top_ids[:count], top_logprobs[:count], strict=True))
+        # The chosen token's value is one float wherever it appears.
+        values = {token_id: logprob} | ranked | {token_id: logprob}
+        self.output.logprobs.append({token: Logprob(value, self._spelled(token)) for token, value in values.items()})
+        self.output.cumulative_logprob = (self.output.cumulative_logprob or 0.0) + logprob
+
+    def _add_text(self, token_id: int) -> None:
+        assert self._stream is not None
+        try:
+            piece = self._stream.push(token_id)
+        except BaseException as error:  # panics of Rust are no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
+            self.output.message = f"token {token_id} cannot be decoded: {' '.join(str(error).split())}"
+            self._finish("error")
+            return
+        self._text += piece
+        if not self._stops:
+            self.output.text = self._text
+        elif (found := self._stop(len(piece))) is not None:
             start, stop = found
-            end = start + len(stop) if self._params.include_stop_str_in_output else start
-            self._text = self._text[:end]
+            self._text = self._text[: start + len(stop) if self._params.include_stop_str_in_output else start]
             self._finish("stop", stop)
-        elif last:
-            self._finish("length")
         else:
             self.output.text = self._text[: len(self._text) - self._held_back()]
 
@@ -68,27 +84,23 @@ class Completion:
         self.output.text = self._text
         self.output.finish_reason, self.output.stop_reason = reason, stop_reason
 
-    def _earliest_stop(self) -> tuple[int, str] | None:
-        found = [(self._text.find(stop), stop) for stop in self._params.stops]
+    def _stop(self, num_new: int) -> tuple[int, str] | None:
+        """The earliest stop string that ends in the last `num_new` characters, with its place."""
+        if len(self.output.token_ids) < self._params.min_tokens:
+            return None
+        old = len(self._text) - num_new
+        found = [(self._text.find(stop, max(0, old + 1 - len(stop))), stop) for stop in self._stops]
         return min(((start, stop) for start, stop in found if start >= 0), default=None)
 
     def _held_back(self) -> int:
         """Characters at the end that begin a stop string."""
         longest = 0
-        for stop in self._params.stops:
+        for stop in self._stops:
             for length in range(min(len(stop) - 1, len(self._text)), longest, -1):
                 if self._text.endswith(stop[:length]):
                     longest = length
                     break
         return longest
 
-    def _note_logprobs(self, drawn: Drawn) -> None:
-        if self._params.logprobs is None or self.output.logprobs is None:
-            return
-        count = self._params.logprobs
-        ranked = dict(zip(drawn.top_ids[:count], drawn.top_logprobs[:count], strict=True))
-        # The chosen token's value is one float wherever it appears.
-        values = {drawn.token_id: drawn.logprob, **ranked, drawn.token_id: drawn.logprob}
-        entry = {token: Logprob(value, self._tokenizer.token(token)) for token, value in values.items()}
-        self.output.logprobs.append(entry)
-        self.output.cumulative_logprob = (self.output.cumulative_logprob or 0.0) + drawn.logprob
+    def _spelled(self, token_id: int) -> str | None:
+        return self._tokenizer.token(token_id) if self._stream is not None else None

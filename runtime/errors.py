@@ -52,3 +52,15 @@ class DeviceError(AmbidexError):
     """No backend serves the profile or device that was asked for."""
 
     exit_code = 11
+
+
+class QueueFull(RequestError):
+    """The waiting queue is at its bound: nothing is wrong with the request, it may be sent again later."""
+
+    exit_code = 14
+
+
+class EngineDied(AmbidexError):
+    """The engine's process ended, or hung and was ended: what it was at is lost, the next call starts another."""
+
+    exit_code = 13

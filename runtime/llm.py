@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
+from types import FrameType
 from typing import Any, cast
 
 from ..ops.manifest import fingerprint, manifest, references
+from .build import build
 from .engine import Engine
 from .errors import RequestError
+from .front import Front
 from .options import Options
+from .prompt import Encoded, Prompt, encode, render
 from .request import RequestOutput, SamplingParams
-from .start import build, decide
+from .start import decide
 from .template import Message
 from .tokenizer import Tokenizer
-
-Prompt = str | Sequence[int] | Mapping[str, Any]
-"""Text, token ids, or {"prompt": text} / {"prompt_token_ids": ids}."""
 
 
 class LLM:
@@ -38,38 +42,46 @@ class LLM:
             known = ", ".join(sorted(set(Options.__dataclass_fields__) - {"model"}))
             raise TypeError(f"LLM has no argument {', '.join(unknown)}: there are {known}")
         self.decided = decide(Options(model=model, **options))
+        tokenizer = Tokenizer(self.decided.folder)
         self.engine: Engine = build(self.decided)
+        self._front = Front(tokenizer, self.engine.limits, self.decided.backend.clock)
         self._ids = count()
         self._arrived: dict[str, RequestOutput] = {}
         for line in self.decided.binding.warnings:
             print(f"warning: {line}", file=sys.stderr)
 
     def get_tokenizer(self) -> Tokenizer:
-        return self.engine.tokenizer
+        return self._front.tokenizer
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt, batched; one result a prompt, in order.
 
-        sampling_params: one for all, one for each, or None for the defaults. RequestError: nothing has been started.
+        sampling_params: one for all, one for each, or None for the defaults. priority: one for each, the lower the
+        earlier. RequestError: nothing has been started.
         """
         listed = _listed(prompts)
         params = _for_each(sampling_params, len(listed))
-        encoded = [self._encode(prompt) for prompt in listed]
-        ids = self._add_all([(text, tokens, each) for (text, tokens), each in zip(encoded, params, strict=True)])
+        priorities = _priorities(priority, len(listed))
+        encoded = [encode(prompt, self.get_tokenizer()) for prompt in listed]
+        ids = [str(next(self._ids)) for _ in listed]
         try:
+            self._submit(zip(ids, encoded, params, priorities, strict=True))
             return [self._finished(request_id) for request_id in ids]
         finally:
             self._drop(ids)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yields the growing result after each step that added to it; leaving the loop early aborts the request."""
-        text, tokens = self._encode(prompt)
-        (request_id,) = self._add_all([(text, tokens, sampling_params or SamplingParams())])
+        encoded = encode(prompt, self.get_tokenizer())
+        request_id = str(next(self._ids))
         try:
+            self._submit([(request_id, encoded, sampling_params or SamplingParams(), 0)])
             while True:
                 output = self._next(request_id)
                 finished = output.finished  # it grows on while the caller looks at it and steps for others
@@ -89,7 +101,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Like `generate`, on conversations: a list of {"role", "content"} messages, or a list of such lists."""
         conversations = [messages] if _is_conversation(messages) else messages
-        own = sorted({"messages", "add_generation_prompt"} & set(chat_template_kwargs or {}))
+        own = sorted({"messages", "tokenizer", "add_generation_prompt"} & set(chat_template_kwargs or {}))
         if own:
             raise RequestError(f"chat_template_kwargs has {', '.join(own)}: that is an argument of chat itself")
         prompts = [
@@ -100,9 +112,7 @@ class LLM:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any) -> Prompt:
         """A conversation as token ids, by the checkpoint's chat template."""
-        tokenizer = self.get_tokenizer()
-        text = tokenizer.template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
-        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+        return render(messages, self.get_tokenizer(), add_generation_prompt=add_generation_prompt, **kwargs)
 
     def manifest(self) -> dict[str, Any]:
         """Which kernel serves each site, who was refused and why."""
@@ -117,11 +127,23 @@ class LLM:
         """Sites that no kernel serves here."""
         return references(self.decided.binding)
 
+    def _submit(self, requests: Iterable[tuple[str, Encoded, SamplingParams, int]]) -> None:
+        """RequestError: one cannot be served; those before it are under way."""
+        with _whole_steps():
+            for request_id, prompt, params, priority in requests:
+                self.engine.submit(self._front.open(request_id, prompt, params, priority=priority))
+
     def _next(self, request_id: str) -> RequestOutput:
         """The request's next result; those of others, whose loops are not at work, wait for them."""
         while request_id not in self._arrived:
-            self._arrived |= {output.request_id: output for output in self.engine.step()}
+            self._step()
         return self._arrived.pop(request_id)
+
+    def _step(self) -> None:
+        with _whole_steps():
+            outputs, ended = self._front.take(self.engine.step())
+            self.engine.abort(ended)
+            self._arrived |= {output.request_id: output for output in outputs}
 
     def _finished(self, request_id: str) -> RequestOutput:
         while True:
@@ -130,41 +152,38 @@ class LLM:
                 return output
 
     def _drop(self, request_ids: Sequence[str]) -> None:
-        """Ends what still runs of these requests and forgets what came of them."""
+        """Ends what still runs of these requests and forgets what came of them; without others the engine rests."""
         for request_id in request_ids:
-            self.engine.abort(request_id)
+            self.engine.abort(self._front.abort(request_id))
             self._arrived.pop(request_id, None)
-
-    def _add_all(self, requests: Sequence[tuple[str | None, Sequence[int], SamplingParams]]) -> list[str]:
-        added: list[str] = []
-        try:
-            for text, tokens, params in requests:
-                request_id = str(next(self._ids))
-                self.engine.add(request_id, tokens, params, text)
-                added.append(request_id)
-        except RequestError:
-            self._drop(added)
-            raise
-        return added
-
-    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
-        if isinstance(prompt, str):
-            if not prompt:
-                raise RequestError("the prompt is empty: give some text")
-            return prompt, self.get_tokenizer().encode(prompt)
-        if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return prompt.get("prompt"), _ids(prompt["prompt_token_ids"])
-            if isinstance(prompt.get("prompt"), str):
-                return self._encode(prompt["prompt"])
-            raise RequestError('a prompt object has "prompt" (text) or "prompt_token_ids"')
-        return None, _ids(prompt)
+        while not len(self._front) and self.engine.has_work:
+            self._step()
 
 
-def _ids(ids: object) -> list[int]:
-    if not isinstance(ids, Sequence) or any(isinstance(each, bool) or not isinstance(each, int) for each in ids):
-        raise RequestError("prompt token ids are a list of whole numbers")
-    return list(ids)
+@contextmanager
+def _whole_steps() -> Iterator[None]:
+    """Ctrl-C waits for the end of a step, for half a step would leave tokens and pages that belong to nobody.
+
+    A second Ctrl-C does not wait.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    pressed: list[FrameType | None] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(frame)
+        if len(pressed) > 1:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        before(signal.SIGINT, pressed[0])
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -183,3 +202,11 @@ def _for_each(params: SamplingParams | Sequence[SamplingParams] | None, num_prom
     if len(params) != num_prompts:
         raise RequestError(f"{len(params)} sampling_params for {num_prompts} prompts: give one, or one for each")
     return list(params)
+
+
+def _priorities(given: Sequence[int] | None, num_prompts: int) -> list[int]:
+    if given is None:
+        return [0] * num_prompts
+    if len(given) != num_prompts or any(type(each) is not int for each in given):
+        raise RequestError(f"priority is a list of {num_prompts} whole numbers, one for each prompt")
+    return list(given)

@@ -119,14 +119,15 @@ def load_weights(
     allocate: Allocate | None = None,
     quantization: Format = DENSE,
     explicit_dtype: bool = False,
-    progress: bool = True,
+    progress: bool | Callable[[float], None] = True,
 ) -> dict[str, Weight]:
     """Every parameter's weight by name, in `dtype` on `device`, laid out as `layouts` says for its role.
 
     allocate(shape, dtype): where the tensors come from, zeroed; None: torch, one by one.
     quantization: the format in which the layers' products are kept.
     explicit_dtype: the user asked for `dtype`; without it, float16 files are not run as bfloat16 nor the other way.
-    progress: a bar on standard error where that is a terminal; False shows none there either.
+    progress: a bar on standard error where that is a terminal; False shows none there either; a function is told the
+    share that is done.
     Errors, before anything is allocated: CheckpointCorrupt (a tensor missing, misshapen or of no use here),
     CheckpointRefused (a dtype that must not be converted unasked, or is none of floating point).
     """
@@ -252,7 +253,17 @@ class _Loader:
 
 
 @contextmanager
-def _progress(num_bytes: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def _progress(num_bytes: int, wanted: bool | Callable[[float], None]) -> Iterator[Callable[[int], None]]:
+    if callable(wanted):
+        tell, num_done = wanted, 0
+
+        def advance(done: int) -> None:
+            nonlocal num_done
+            num_done += done
+            tell(num_done / num_bytes)
+
+        yield advance
+        return
     if not (wanted and sys.stderr.isatty()):
         yield lambda done: None
         return

@@ -12,12 +12,14 @@ from ..hwprofiles.schema import Profile
 from ..ops import discovery
 from ..ops.contract import FALLBACKS, Policy
 from ..ops.types import DENSE, Determinism, Format, dtype_name
+from .budget import parse_memory
 from .config import ModelConfig
 from .errors import ConfigError, DeviceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COUNTS = {
     "max_model_len": 1 << 27, "max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "kv_cache_tokens": 1 << 48,
+    "max_queued": 1 << 30,
 }  # fmt: skip
 
 
@@ -28,9 +30,15 @@ class Options:
     model: a folder, a hub id, or None for the embedded model. device: `cpu`, `cuda:0`, … or None for the best found.
     dtype: `auto` is the checkpoint's. max_model_len: tokens of one request; None: the model's, as far as memory goes.
     max_num_batched_tokens: tokens of one step; None: 2,048 on an accelerator, 512 where a longer step gains nothing.
-    gpu_memory_utilization: share of the device's free memory for weights and KV cache together; None: 0.92 of an
-    accelerator's, half of a machine's. kv_cache_tokens: size of the KV cache; None: what the share leaves, at most
-    max_num_seqs requests of max_model_len. quantization: the format in which the layers' products are kept, quantized
+    memory: of the device for all that the engine allocates, a size (`12GiB`, `800MB`) or a share of what is free (0.5);
+    None: 0.92 of an accelerator's, half of a machine's. gpu_memory_utilization: the same as a share, under vLLM's name.
+    kv_cache_tokens: size of the KV cache; None: what the other parts leave of the memory, at most max_num_seqs requests
+    of max_model_len. step_budget_ms: a prompt is read in chunks so long that a step is predicted
+    to take no longer, or None: as long as max_num_batched_tokens allows. max_queued: requests that may wait, more are
+    refused. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what prompts and
+    completions leave in their pages for requests that begin alike. overlap: launch a step before the one before it is
+    committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where the backend
+    records them. quantization: the format in which the layers' products are kept, quantized
     at load; None: as the checkpoint has them. kernels: explicit choices, site or op name -> kernel name.
     """
 
@@ -43,8 +51,15 @@ class Options:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int | None = None
+    memory: str | float | None = None
     gpu_memory_utilization: float | None = None
     kv_cache_tokens: int | None = None
+    step_budget_ms: float | None = None
+    max_queued: int = 8192
+    ageing_s: float = 10.0
+    prefix_caching: bool = True
+    overlap: bool | None = None
+    graphs: bool | None = None
     determinism: str = "run"
     fallback: str = "allow"
     kernels: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -59,6 +74,17 @@ class Options:
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise ConfigError(f"gpu_memory_utilization is {share!r}: it must be a number above 0 to 1")
+        if self.memory is not None:
+            parse_memory(self.memory)
+            if share is not None:
+                raise ConfigError(
+                    f"memory is {self.memory} and gpu_memory_utilization {share}: both say how much memory, give one"
+                )
+        budget = self.step_budget_ms
+        if budget is not None and not budget > 0:
+            raise ConfigError(f"step_budget_ms is {budget!r}: it must be a number of milliseconds above 0")
+        if not self.ageing_s > 0:
+            raise ConfigError(f"ageing_s is {self.ageing_s!r}: it must be a number of seconds above 0")
 
 
 def policy(options: Options) -> Policy:

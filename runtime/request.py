@@ -8,7 +8,7 @@ from typing import Literal
 from .errors import RequestError
 from .fields import shown
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 MAX_N = 16
 MAX_STOPS = 16
@@ -23,7 +23,8 @@ class SamplingParams:
     n: completions of one prompt. temperature: 0 takes the likeliest token. top_k: 0 is off. seed: same seed, same
     prompt, same parameters: same tokens (at the engine's determinism). stop: strings that end the text and are cut off
     (kept with include_stop_str_in_output). min_tokens: no stop id before so many. logprobs: how many of the likeliest
-    tokens to report at each position besides the chosen one. allowed_token_ids: only these may be drawn.
+    tokens to report at each position besides the chosen one. allowed_token_ids: only these may be drawn. detokenize:
+    False gives ids without text, for those who read no text.
     RequestError names a field outside its range.
     """
 
@@ -43,6 +44,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     allowed_token_ids: list[int] | None = None
+    detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -71,6 +73,8 @@ class SamplingParams:
         if not isinstance(self.stop, (str, list, tuple, type(None))):
             raise RequestError(f"stop is {_shown(self.stop)}: it must be a string or a list of strings")
         _check_stops(self.stops)
+        if self.stops and not self.detokenize:
+            raise RequestError("stop strings are found in the text, and detokenize=False makes none: leave one out")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -118,15 +122,19 @@ def _check_stops(stops: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log-probability under the raw logits, and its text."""
+    """A token's log-probability under the raw logits, and its text (None without `detokenize`)."""
 
     logprob: float
-    decoded_token: str
+    decoded_token: str | None
 
 
 @dataclass
 class CompletionOutput:
-    """One of the n completions. logprobs: for each token, the chosen and the likeliest ones by token id."""
+    """One of the n completions. logprobs: for each token, the chosen and the likeliest ones by token id.
+
+    stop_reason: the stop string or stop token that ended it, `timeout` where its time was over. message: the cause of
+    finish_reason `error`, or of an `abort` that nobody asked for.
+    """
 
     index: int
     text: str = ""
@@ -135,6 +143,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    message: str | None = None
 
 
 @dataclass
@@ -149,7 +158,10 @@ class RequestMetrics:
 
 @dataclass
 class RequestOutput:
-    """A request as its user sees it: final when `finished`, else what there is so far."""
+    """A request as its user sees it: final when `finished`, else what there is so far.
+
+    num_cached_tokens: of the prompt, found in the prefix cache when the request was first scheduled.
+    """
 
     request_id: str
     prompt: str | None
@@ -157,3 +169,4 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    num_cached_tokens: int = 0

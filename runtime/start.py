@@ -1,11 +1,12 @@
-"""From a checkpoint to a running engine: profile → backend → sites → binding → weights → state → engine.
+"""From a checkpoint's headers to decisions: profile → backend → sites → binding → the ledger of memory.
 
-`decide` looks at the checkpoint's headers and the device, and decides everything, down to the bytes; `build` allocates.
-A model that does not fit is thus refused with its figures before any memory is taken.
+`decide` settles everything, down to the bytes, and allocates nothing: a model that does not fit is refused with its
+figures before any memory is taken. `build.py` allocates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,26 +17,23 @@ from ..backends.contract import Backend
 from ..hwprofiles.match import DeviceReport
 from ..hwprofiles.schema import Profile
 from ..ops import discovery
-from ..ops.binding import Binding, bind
-from ..ops.layouts import ROW_MAJOR
+from ..ops.binding import Binding, PageDemand, bind
+from ..ops.layouts import PAGES_PHSD, ROW_MAJOR
 from ..ops.state import StateGroup
 from ..ops.types import Format, Site, dtype_name
-from .arena import Arena, arena_bytes
-from .checkpoint import Checkpoint, resolve
+from .arena import arena_bytes
+from .budget import GIB, Budget, budget
+from .checkpoint import resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
-from .engine import Engine, Limits
-from .errors import ConfigError, OutOfMemory
-from .execute.slots import SlotTable
-from .execute.worker import Worker, allocate_state, state_tensors
-from .loading import load_weights, stored_as, trace
+from .errors import ConfigError
+from .ledger import Ledger, Needs, fit
+from .loading import stored_as, trace
 from .model import Model, Parameter, find_model
 from .options import DTYPES, Options, find_format, policy, run_dtype, token_budget
-from .schedule.pages import PagePool
-from .schedule.scheduler import Scheduler
-from .tokenizer import Tokenizer
+from .workspace import StepNeeds, step_needs
 
-GIB = 2**30
+__all__ = ["GIB", "Decisions", "decide", "model_sites", "place", "resolve_model"]
 
 
 @dataclass(frozen=True)
@@ -54,72 +52,141 @@ class Decisions:
     binding: Binding
     parameters: tuple[Parameter, ...]
     groups: tuple[StateGroup, ...]
-    max_model_len: int
-    kv_cache_tokens: int
+    ledger: Ledger
 
     @property
     def dtype(self) -> torch.dtype:
         return self.config.dtype
 
     @property
+    def max_model_len(self) -> int:
+        return self.ledger.max_model_len
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        return self.ledger.kv_cache_tokens
+
+    @property
+    def num_pages(self) -> dict[str, int]:
+        """Pages of each state group's pool."""
+        return self.ledger.needs.num_pages(self.kv_cache_tokens)
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in their formats and layouts, padding included."""
-        return arena_bytes(_weight_tensors(self.parameters, self.binding, self.dtype, self.quantization))
+        return self.ledger.predicted["weights"]
+
+    @property
+    def page_sizes(self) -> dict[str, int]:
+        """Tokens of a page, by state group: settled between the kernels that store and those that read."""
+        return {group: demand.page_size for group, demand in self.binding.page_demands.items()}
 
     @property
     def kv_cache_bytes(self) -> int:
-        return sum(group.token_bytes for group in self.groups) * self.kv_cache_tokens
+        return self.ledger.predicted["KV cache"]
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Where to run, and how much memory there is."""
+
+    backend: Backend
+    report: DeviceReport
+    profile: Profile
+    device: torch.device
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint's model in one dtype; its sites are not known yet."""
+
+    config: ModelConfig
+    model_class: type[Model]
+    quantization: Format
+    parameters: tuple[Parameter, ...]
+    groups: tuple[StateGroup, ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig, options: Options) -> _Model:
+        found = find_model(config.model_type)
+        return cls(config, found, find_format(options.quantization), found.parameters(config), found.groups(config))
+
+    def weight_bytes(self, binding: Binding | None) -> int:
+        """In their layouts; without a binding, row by row."""
+        layouts = binding.weight_layouts if binding else {}
+        tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
+        for parameter in self.parameters:
+            layout = layouts.get(parameter.role, ROW_MAJOR) if len(parameter.shape) == 2 else ROW_MAJOR
+            stored = stored_as(parameter, self.quantization)
+            tensors += stored.tensors(parameter.shape, self.config.dtype, layout).values()
+        return arena_bytes(tensors)
 
 
 def decide(options: Options) -> Decisions:
     """Reads what is needed and settles everything. Raises those of `errors.py`, BindingError and ProfileError."""
     backend, report, profile = place(options.device)
-    device = backend.device(report)
     folder = resolve_model(options.model, options.revision)
     config = read_config(folder)
-    config = replace(config, dtype=run_dtype(options.dtype, config, profile))
-    model_class, quantization = find_model(config.model_type), find_format(options.quantization)
-    sites = trace(model_class, config, config.dtype, quantization)
-    binding = bind(sites, profile, policy(options), missing=discovery.missing_languages())
-    parameters, groups = model_class.parameters(config), model_class.groups(config)
-    max_model_len, kv_cache_tokens = _capacity(
-        options, config, profile,
-        weight_bytes=arena_bytes(_weight_tensors(parameters, binding, config.dtype, quantization)),
-        token_bytes=sum(group.token_bytes for group in groups),
-        free_bytes=backend.memory(device).free_bytes,
-    )  # fmt: skip
+    if (options.max_model_len or 0) > config.max_positions:
+        raise ConfigError(
+            f"max_model_len is {options.max_model_len:,}: the model was made for {config.max_positions:,}"
+        )
+    device = backend.device(report)
+    free_bytes = backend.memory(device).free_bytes
+    allowed = budget(options.memory, options.gpu_memory_utilization, profile, free_bytes)
+    where = _Device(backend, report, profile, device, allowed)
+    model = _Model.of(replace(config, dtype=run_dtype(options.dtype, config, profile)), options)
+    binding, ledger = _settle(options, where, model, lambda: list(_dtype_cures(options, where, model)))
     return Decisions(
-        options, folder, backend, report, profile, device, config, model_class, quantization, binding, parameters,
-        groups, max_model_len, kv_cache_tokens,
+        options, folder, backend, report, profile, device, model.config, model.model_class, model.quantization, binding,
+        model.parameters, model.groups, ledger,
     )  # fmt: skip
 
 
-def build(decided: Decisions) -> Engine:
-    """Loads the weights, allocates the state, and puts the engine together."""
-    options, device = decided.options, decided.device
-    tokenizer, checkpoint = Tokenizer(decided.folder), Checkpoint.open(decided.folder)
-    weights = load_weights(
-        checkpoint, decided.parameters, decided.binding.weight_layouts, decided.dtype, device,
-        allocate=Arena(decided.weight_bytes, decided.backend, device).take, quantization=decided.quantization,
-        explicit_dtype=options.dtype != "auto", progress=options.progress,
-    )  # fmt: skip
-    model = decided.model_class(decided.config, weights, device)
-    demands = decided.binding.page_demands
-    sizes = {group: demand.page_size for group, demand in demands.items()}
-    num_pages = {group: -(-decided.kv_cache_tokens // size) for group, size in sizes.items()}
-    longest = {group: -(-decided.max_model_len // size) for group, size in sizes.items()}
-    slots = SlotTable(options.max_num_seqs, decided.max_model_len, longest, decided.config.vocabulary_size, device)
-    arena = Arena(arena_bytes(state_tensors(decided.groups, demands, num_pages)), decided.backend, device)
-    state = allocate_state(decided.groups, demands, num_pages, arena)
-    pools = {group: PagePool(count) for group, count in num_pages.items()}
-    return Engine(
-        Scheduler(pools, sizes, options.max_num_seqs, token_budget(options, decided.profile)),
-        Worker(model, state, decided.binding.ops, slots),
-        tokenizer,
-        Limits(decided.max_model_len, decided.config.vocabulary_size, frozenset(decided.config.eos_ids)),
-        seed=options.seed,
-        clock=decided.backend.clock,
+def _settle(
+    options: Options, where: _Device, model: _Model, cures: Callable[[], Sequence[str]] = tuple
+) -> tuple[Binding, Ledger]:
+    """OutOfMemory, from what weights and state take at least: before the trace, which makes a page of each group."""
+    fit(_needs(options, where, model, None), where.budget, cures)
+    sites = trace(model.model_class, model.config, model.config.dtype, model.quantization)
+    binding = bind(sites, where.profile, policy(options), missing=discovery.missing_languages())
+    return binding, fit(_needs(options, where, model, binding), where.budget, cures)
+
+
+def _needs(options: Options, where: _Device, model: _Model, binding: Binding | None) -> Needs:
+    """What the memory follows from; without a binding, what is known of it: no workspace, no graphs."""
+    smallest = {group.name: PageDemand(PAGES_PHSD, 1) for group in model.groups}
+    layouts = sorted({layout.name for layout in binding.weight_layouts.values()}) if binding else []
+    vocabulary_size = model.config.vocabulary_size
+    return Needs(
+        weight_bytes=model.weight_bytes(binding),
+        weights=f"{model.quantization.name} {dtype_name(model.config.dtype)}, {' and '.join(layouts) or 'row_major'}",
+        groups=model.groups,
+        page_demands=binding.page_demands if binding else smallest,
+        step=step_needs(binding.sites, vocabulary_size) if binding else StepNeeds(0, 0),
+        max_model_len=options.max_model_len or model.config.max_positions,
+        is_length_asked=options.max_model_len is not None,
+        kv_cache_tokens=options.kv_cache_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=token_budget(options, where.profile),
+        has_graphs=binding is not None and options.graphs is not False and where.backend.captures,
+        has_columns=where.device.type == "cpu",
     )
+
+
+def _dtype_cures(options: Options, where: _Device, model: _Model) -> Iterator[str]:
+    """A dtype of half the size in which the model would fit."""
+    if model.config.dtype.itemsize < torch.float32.itemsize:
+        return
+    for name in ("bfloat16", "float16"):
+        if name in where.profile.dtypes:
+            try:
+                _settle(options, where, _Model.of(replace(model.config, dtype=DTYPES[name]), options))
+            except ValueError:  # too large still, or what was chosen does not serve this dtype
+                continue
+            yield f"--dtype {name}"
+            return
 
 
 def place(device: str | None) -> tuple[Backend, DeviceReport, Profile]:
@@ -140,38 +207,3 @@ def model_sites(model: str | None, dtype: str = "auto", profile: Profile | None 
     wanted = possible[0] if dtype == "auto" and possible else dtype
     chosen = run_dtype(wanted, config, profile) if profile else DTYPES.get(wanted, config.dtype)
     return trace(find_model(config.model_type), config, chosen)
-
-
-def _capacity(
-    options: Options, config: ModelConfig, profile: Profile, weight_bytes: int, token_bytes: int, free_bytes: int
-) -> tuple[int, int]:
-    """max_model_len and kv_cache_tokens. OutOfMemory says what is needed and what is there, in GiB."""
-    share = options.gpu_memory_utilization or (0.92 if profile.memory.kind == "hbm" else 0.5)
-    wanted_length = options.max_model_len or config.max_positions
-    slot_bytes = options.max_num_seqs * wanted_length * torch.int64.itemsize
-    left = int(free_bytes * share) - weight_bytes - slot_bytes
-    if options.max_model_len and options.max_model_len > config.max_positions:
-        raise ConfigError(
-            f"max_model_len is {options.max_model_len:,}: the model was made for {config.max_positions:,}"
-        )
-    smallest = options.kv_cache_tokens or options.max_model_len or min(wanted_length, 256)
-    if left < smallest * token_bytes:
-        raise OutOfMemory(
-            f"the model needs {weight_bytes / GIB:.2f} GiB and {smallest:,} tokens of KV cache "
-            f"{smallest * token_bytes / GIB:.2f} GiB; {share:.0%} of the {free_bytes / GIB:.2f} GiB free are "
-            f"{free_bytes * share / GIB:.2f} GiB: take a smaller model or dtype, raise gpu_memory_utilization, "
-            "or lower max_model_len"
-        )
-    tokens = options.kv_cache_tokens or min(left // token_bytes, options.max_num_seqs * wanted_length)
-    return min(wanted_length, tokens), tokens
-
-
-def _weight_tensors(
-    parameters: tuple[Parameter, ...], binding: Binding, dtype: torch.dtype, quantization: Format
-) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    """Every tensor of the weights in their format and layout, padding included."""
-    tensors: list[tuple[tuple[int, ...], torch.dtype]] = []
-    for parameter in parameters:
-        layout = binding.weight_layouts.get(parameter.role, ROW_MAJOR) if len(parameter.shape) == 2 else ROW_MAJOR
-        tensors += stored_as(parameter, quantization).tensors(parameter.shape, dtype, layout).values()
-    return tensors

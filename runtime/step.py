@@ -40,6 +40,7 @@ class Step:
     """Deltas of the slot table, then the work.
 
     added: slots taken. moved: [n, 2] (from, to). freed: [n] slots given back.
+    copies: by state group, [n, 2] (from, to) pages: all are read before one is written, before anything is computed.
     pages: by state group, [n, 3] (slot, index in its table, page).
     spans: [B, 3] (slot, first position, count): tokens to compute, in batch order.
     logits: [L, 2] (span, position in the span): which rows yield logits, and so a sampled token.
@@ -52,6 +53,7 @@ class Step:
     added: tuple[SlotAdded, ...] = ()
     moved: Integers = field(default_factory=lambda: no_rows(2))
     freed: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    copies: Mapping[str, Integers] = field(default_factory=dict[str, Integers])
     pages: Mapping[str, Integers] = field(default_factory=dict[str, Integers])
     spans: Integers = field(default_factory=lambda: no_rows(3))
     logits: Integers = field(default_factory=lambda: no_rows(2))
@@ -67,3 +69,9 @@ class Step:
     @property
     def num_tokens(self) -> int:
         return int(self.spans[:, 2].sum())
+
+    @property
+    def is_plain_decode(self) -> bool:
+        """Every span is one token that yields logits, seen by the causal rule: the step that graphs are made for."""
+        one_each = len(self.logits) == len(self.spans) and bool((self.spans[:, 2] == 1).all())
+        return one_each and self.ancestors is None and self.adapter_slots is None and not self.embeddings

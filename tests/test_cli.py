@@ -71,7 +71,11 @@ def test_light_commands_do_not_load_torch(arguments: list[str]) -> None:
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "devices", "profiles", "explain", "doctor", "bench latency"])
+@pytest.mark.parametrize(
+    "command",
+    ["generate", "chat", "devices", "profiles", "explain", "doctor",
+     "bench latency", "bench throughput", "bench prefix", "bench micro"],
+)  # fmt: skip
 def test_every_command_has_help_and_json(command: str) -> None:
     result = CliRunner().invoke(app, [*command.split(), "--help"])
     assert result.exit_code == 0
@@ -365,7 +369,7 @@ def test_an_unknown_device(model: Path, capsys: Capture) -> None:
         (["generate", "here", "--model", "there", "--prompt", "x"], "two models are named"),
         (["generate", "--prompt", "x", "--kernel", "linear"], "SITE=NAME"),
         (["bench", "latency", "--shape", "7b"], "0.5b, 1b"),
-        (["bench", "latency", "--compare", "vllm"], "there is transformers"),
+        (["bench", "latency", "--compare", "vllm"], "there are llama.cpp, openvino, transformers"),
         (["bench", "latency", "--batch-size", "0"], "whole numbers"),
     ],
 )

@@ -9,7 +9,7 @@ import ambidex
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPORTED = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+EXPORTED = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def fresh(code: str) -> str:

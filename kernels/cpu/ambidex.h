@@ -22,7 +22,7 @@
 
 #include <stdint.h>
 
-#define AMBIDEX_INTERFACE_VERSION 1
+#define AMBIDEX_INTERFACE_VERSION 2
 #define AMBIDEX_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -51,11 +51,11 @@ AMBIDEX_API int32_t ambidex_interface_version(void);
  * permission to use the tiles (arch_prctl, once a process). Call it before the first call at AMBIDEX_AMX. */
 AMBIDEX_API int32_t ambidex_cpu_level(void);
 
-/* Hands over the entry of the OpenMP runtime that torch uses (GOMP_parallel), so that both share one pool of threads.
- * parallel(body, data, num_threads, flags) must run body(data) on num_threads threads and return when all are done;
- * with fewer threads the work is still completed. A null pointer or num_threads 1 means: the calling thread only. */
-typedef void (*ambidex_parallel)(void (*body)(void *), void *data, unsigned num_threads, unsigned flags);
-AMBIDEX_API void ambidex_set_parallel(ambidex_parallel parallel, int32_t num_threads);
+/* How many threads work on a call, the calling one included; 1 until it is said, and always where the system has no
+ * futex. The others are the library's own: they start with the first call that has work for them, spin for some
+ * microseconds after each and then sleep, and start anew in a forked child. Calls at the same time: one of them has the
+ * pool, the others work alone. */
+AMBIDEX_API void ambidex_set_num_threads(int32_t num_threads);
 AMBIDEX_API int32_t ambidex_num_threads(void);
 
 /* Frees the calling thread's scratch buffer (it grows to what the largest call needed: about M·K·4 bytes). */
@@ -85,8 +85,19 @@ AMBIDEX_API int32_t ambidex_pack(void *panels, const void *rows, int64_t row_str
                                  int64_t num_inputs, int32_t dtype);
 
 /* out[t, :] = W[ids[t], :] (embedding). An id outside [0, N) is AMBIDEX_BAD_SHAPE and nothing is written. */
-AMBIDEX_API int32_t ambidex_unpack_rows(void *out, int64_t out_stride, const void *panels, int64_t num_outputs,
-                                        int64_t num_inputs, const int64_t *ids, int64_t num_ids, int32_t dtype);
+typedef struct {
+    int32_t dtype;
+    int32_t reserved;    /* 0 */
+    int64_t num_outputs; /* N */
+    int64_t num_inputs;  /* K */
+    const void *panels;
+    const int64_t *ids; /* [T] */
+    int64_t num_ids;    /* T */
+    void *out;          /* [T, K] */
+    int64_t out_stride;
+} ambidex_unpack_args;
+
+AMBIDEX_API int32_t ambidex_unpack_rows(const ambidex_unpack_args *args);
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ *
  * y[M, N] = norm(x)[M, K] · Wᵀ + bias[N] + residual[M, N], the sum in float32, rounded once.
@@ -200,6 +211,7 @@ typedef struct {
     int64_t num_heads;              /* Hq, a multiple of Hkv */
     int64_t num_kv_heads;           /* Hkv */
     int64_t head_size;              /* D: even, 2 … 512 */
+    int64_t num_tokens;             /* T ≥ query_start[B] */
     const int32_t *query_start;     /* [B + 1], rising, in rows of q */
     const int32_t *context_lengths; /* [B], each ≥ its number of queries */
     const int32_t *page_table;      /* [B, max_pages]: page of keys [p·page_size, (p+1)·page_size) */
@@ -211,7 +223,7 @@ typedef struct {
     int64_t num_pages; /* a page number outside [0, num_pages) is AMBIDEX_BAD_SHAPE */
     int64_t page_size;
     int64_t page_stride; /* 0 = Hkv·page_size·D */
-    void *out;           /* [T, Hq, D] */
+    void *out;           /* [T, Hq, D]: rows that belong to no request, behind the last, become zero */
     int64_t out_stride;
     float scale;
     float softcap;  /* 0 = none */
@@ -224,5 +236,22 @@ AMBIDEX_API int32_t ambidex_paged_attention(const ambidex_attention_args *args);
  * out[m] = the first column of the largest x[m, :] (float32). NaN is never larger; a row of NaN gives 0. */
 AMBIDEX_API int32_t ambidex_argmax(int32_t level, const float *x, int64_t x_stride, int64_t num_rows,
                                    int64_t num_columns, int64_t *out);
+
+/* ---- recorded calls ---------------------------------------------------------------------------------------------- *
+ * Runs calls one after another, as if each had been made, and stops at the first that refuses: its status. */
+typedef enum {
+    AMBIDEX_LINEAR = 0,
+    AMBIDEX_RMS_NORM = 1,
+    AMBIDEX_QKV_ROPE_STORE = 2,
+    AMBIDEX_PAGED_ATTENTION = 3,
+    AMBIDEX_UNPACK_ROWS = 4
+} ambidex_function;
+
+typedef struct {
+    int32_t function;
+    const void *args; /* that function's struct */
+} ambidex_call;
+
+AMBIDEX_API int32_t ambidex_run_calls(const ambidex_call *calls, int64_t num_calls);
 
 #endif

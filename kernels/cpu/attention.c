@@ -235,7 +235,7 @@ static void run_task(void *pointer, int64_t index) {
 
 static int32_t check_shapes(const ambidex_attention_args *a) {
     const int64_t d = a->head_size, plane = a->num_kv_heads * a->page_size * d;
-    if (a->num_requests < 0 || a->num_heads < 1 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads)
+    if (a->num_requests < 0 || a->num_tokens < 0 || a->num_heads < 1 || a->num_kv_heads < 1 || a->num_heads % a->num_kv_heads)
         return AMBIDEX_BAD_SHAPE;
     if (d < 2 || d > MAX_HEAD_SIZE || d % 2 || a->window < 0) return AMBIDEX_BAD_SHAPE;
     if (a->page_size < 8 || (a->page_size & (a->page_size - 1)) || (a->page_stride && a->page_stride < plane))
@@ -275,16 +275,24 @@ static void prepare(attention_state *s) {
     s->q_block_bytes = s->max_rows * ROW_BYTES;
 }
 
+/* Rows behind the last request's. */
+static void clear_padding(const ambidex_attention_args *args) {
+    const int64_t row_bytes = args->num_heads * args->head_size * size_of(args->dtype);
+    for (int64_t row = args->query_start[args->num_requests]; row < args->num_tokens; row++)
+        memset(at_out(args->out, row * args->out_stride, args->dtype), 0, (size_t)row_bytes);
+}
+
 int32_t ambidex_paged_attention(const ambidex_attention_args *args) {
     attention_state s = {.args = args, .kernels = ambidex_kernels_of(args->level)};
     if (!s.kernels) return AMBIDEX_BAD_LEVEL;
     if (!is_dtype(args->dtype)) return AMBIDEX_BAD_DTYPE;
     int32_t status = check_shapes(args);
-    if (status || args->num_requests == 0) return status;
+    if (status || args->num_tokens == 0) return status;
     if (!args->query_start || !args->context_lengths || !args->page_table) return AMBIDEX_BAD_POINTER;
     if ((status = check_requests(args))) return status;
-    if (args->query_start[args->num_requests] == args->query_start[0]) return AMBIDEX_OK;
+    if (args->query_start[args->num_requests] > args->num_tokens) return AMBIDEX_BAD_SHAPE;
     if (!args->q || !args->k_pages || !args->v_pages || !args->out) return AMBIDEX_BAD_POINTER;
+    clear_padding(args);
     prepare(&s);
     int64_t *first_task = ambidex_scratch(ROOM_CALL, (args->num_requests + 1) * 8);
     if (!first_task) return AMBIDEX_NO_MEMORY;

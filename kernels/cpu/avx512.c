@@ -16,6 +16,7 @@
 #define BF16_TILE tile_bf16
 #define BF16_ROWS 14
 #define BF16_PANELS 2
+#define BF16_PLAIN_ROWS 3
 #define PACK_KEYS pack_keys
 #define PACK_VALUES pack_values
 
@@ -25,7 +26,7 @@ static void pack_values(char *panels, const char *const *rows, int64_t head_size
 
 #include "vector_kernels.h"
 
-INLINE void pair_tile(const tile_args *t, const int rows, const int panels) {
+INLINE void pair_tile(const tile_args *t, const int rows, const int panels, const int prefetches) {
     __m512 acc[BF16_ROWS][BF16_PANELS];
     AMBIDEX_UNROLL
     for (int r = 0; r < rows; r++) AMBIDEX_UNROLL
@@ -39,8 +40,8 @@ INLINE void pair_tile(const tile_args *t, const int rows, const int panels) {
         const char *ahead1 = read_ahead(t, panels - 1, k * 32, t->num_inputs * 32);
         AMBIDEX_UNROLL_4
         for (int line = 0; line < RUN_LINES; line++) {
-            __builtin_prefetch(ahead0 + line * 64);
-            if (panels > 1) __builtin_prefetch(ahead1 + line * 64);
+            if (prefetches) __builtin_prefetch(ahead0 + line * 64);
+            if (prefetches && panels > 1) __builtin_prefetch(ahead1 + line * 64);
             __m512bh w0 = (__m512bh)_mm512_load_si512((const void *)(b0 + line * 64));
             __m512bh w1 = panels > 1 ? (__m512bh)_mm512_load_si512((const void *)(b1 + line * 64)) : w0;
             AMBIDEX_UNROLL
@@ -59,12 +60,23 @@ INLINE void pair_tile(const tile_args *t, const int rows, const int panels) {
 }
 
 static TARGET void pair_tile_1(const tile_args *t) {
-    switch (t->num_rows) { CASES_14(pair_tile, 1) }
+    switch (t->num_rows) { CASES_14(pair_tile, 1, 1) }
 }
 static TARGET void pair_tile_2(const tile_args *t) {
-    switch (t->num_rows) { CASES_14(pair_tile, 2) }
+    switch (t->num_rows) { CASES_14(pair_tile, 2, 1) }
 }
-static TARGET void tile_bf16(const tile_args *t) { t->num_panels > 1 ? pair_tile_2(t) : pair_tile_1(t); }
+static TARGET void plain_tile_1(const tile_args *t) {
+    switch (t->num_rows) { CASES_3(pair_tile, 1, 0) }
+}
+static TARGET void plain_tile_2(const tile_args *t) {
+    switch (t->num_rows) { CASES_3(pair_tile, 2, 0) }
+}
+static TARGET void tile_bf16(const tile_args *t) {
+    if (t->num_rows <= BF16_PLAIN_ROWS && !t->distance)
+        t->num_panels > 1 ? plain_tile_2(t) : plain_tile_1(t);
+    else
+        t->num_panels > 1 ? pair_tile_2(t) : pair_tile_1(t);
+}
 
 /* Rows of 16 words become columns, by four rounds of interleaving. */
 INLINE void transpose_words(__m512i r[16]) {

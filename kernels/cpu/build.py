@@ -18,13 +18,17 @@ import sys
 from pathlib import Path
 
 LIBRARY_NAME = "libambidex_cpu.so"
-SOURCES = ("machine.c", "pack.c", "rows.c", "linear.c", "attention.c", "amx.c", "avx512.c", "avx2.c", "generic.c")
+SOURCES = (
+    "machine.c", "pool.c", "calls.c", "pack.c", "rows.c", "linear.c", "attention.c", "amx.c", "avx512.c", "avx2.c",
+    "generic.c",
+)  # fmt: skip
 FLAGS = (
     "-std=gnu11",
     "-O3",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fPIC",
+    "-pthread",
     "-shared",
     "-fvisibility=hidden",
     "-Wall",

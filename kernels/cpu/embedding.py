@@ -10,7 +10,8 @@ import torch
 from ...ops.contract import Kernel
 from ...ops.layouts import PANEL16
 from ...ops.types import Determinism, Weight
-from .library import DTYPES, load
+from .arguments import DTYPES, UnpackArgs
+from .library import load
 from .limits import FLOATS
 
 
@@ -19,8 +20,11 @@ def embedding_cpu(ids: torch.Tensor, weight: Weight) -> torch.Tensor:
     num_ids, (num_rows, width) = wanted.shape[0], weight.shape
     out = values.new_empty((num_ids, width))
     load().unpack_rows(
-        out.data_ptr(), width, values.data_ptr(), num_rows, width, wanted.data_ptr(), num_ids, DTYPES[values.dtype]
-    )
+        UnpackArgs(
+            DTYPES[values.dtype], 0, num_rows, width, values.data_ptr(), wanted.data_ptr(), num_ids, out.data_ptr(),
+            width,
+        )
+    )  # fmt: skip
     return out
 
 

@@ -61,7 +61,7 @@ typedef struct {
     int64_t a_block;     /* bytes from K-block to K-block */
     const char *b[2];    /* the panels, at the first k */
     const char *next[2]; /* what will be read after them: prefetched */
-    int64_t distance;    /* bytes that a prefetch runs ahead, at most the bytes of a panel's part */
+    int64_t distance;    /* bytes that a prefetch runs ahead, at most the bytes of a panel's part; 0: none */
     int64_t num_inputs;  /* k of this call, even for bf16; a multiple of 32 for AMX */
     float *c;
     int64_t c_panel; /* floats from panel to panel of c */
@@ -79,6 +79,7 @@ static inline const char *read_ahead(const tile_args *t, int panel, int64_t offs
 typedef struct {
     int32_t max_rows;
     int32_t max_panels;
+    int32_t plain_rows;  /* up to which a panel comes from memory faster without prefetches */
     int32_t left_dtype;  /* of the left operand */
     void (*begin)(void); /* before and after a thread's tiles, or null */
     void (*end)(void);
@@ -141,7 +142,8 @@ extern const kernel_set ambidex_amx;
 /* The kernels of a level, or null where the library lacks it. */
 const kernel_set *ambidex_kernels_of(int32_t level);
 
-/* Runs body(data, index) for each index below count, on the threads of set_parallel; who takes which is not fixed. */
+/* Runs body(data, index) for each index below count on the pool's threads. Of n threads, one takes 0, n, 2n … in order
+ * while nobody is idle; who takes which is not fixed. */
 void ambidex_run(int64_t count, void (*body)(void *data, int64_t index), void *data);
 
 /* The calling thread's scratch, 64-byte aligned, valid until its next call with the same room; null when memory is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from .library import LibraryMissing, load
 
 
@@ -15,6 +17,12 @@ def missing() -> str | None:
 
 
 def describe() -> str:
-    """What the library brings here, for people: the best instructions of this CPU, and where its threads come from."""
+    """What the library brings here, for people: the best instructions of this CPU, and its threads."""
     library = load()
-    return f"instructions up to {library.cpu_level.name}, {library.num_threads} threads ({library.threads_reason})"
+    return f"instructions up to {library.cpu_level.name}, {library.num_threads} threads"
+
+
+def read(buffer: torch.Tensor) -> None:
+    """Reads the whole buffer once with all threads, as fast as this CPU can: timed, it tells the bandwidth."""
+    library = load()
+    library.read_bandwidth(library.cpu_level, buffer.data_ptr(), buffer.numel() * buffer.element_size())

@@ -1,8 +1,8 @@
 """Loads the C library of CPU kernels and gives its functions their types.
 
-The contract of each function (shapes, units, alignment, errors) stands in `ambidex.h`; this file mirrors its structs
-field by field. `load()` also hands the library the OpenMP runtime that torch uses, so that both share one pool of
-threads; where torch uses none, one thread works and `Library.threads_reason` says why.
+The contract of each function (shapes, units, alignment, errors) stands in `ambidex.h`, its structs are mirrored in
+`arguments.py`. The library has threads of its own, as many as torch uses when it is loaded. Each call of a kernel is
+told to the recording that may be under way (`ops/recording.py`); calls in a row are replayed by one C call.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import ctypes
 import enum
 import functools
 import os
-from ctypes import POINTER, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ...ops import recording
+from .arguments import AttentionArgs, Call, LinearArgs, NormArgs, QkvArgs, UnpackArgs
 from .build import LIBRARY_NAME
-from .openmp import find_parallel
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 
 
 class LibraryMissing(RuntimeError):
@@ -40,6 +41,16 @@ class Level(enum.IntEnum):
     AMX = 3
 
 
+class Function(enum.IntEnum):
+    """What a recorded call runs (`ambidex_function`)."""
+
+    LINEAR = 0
+    RMS_NORM = 1
+    QKV_ROPE_STORE = 2
+    PAGED_ATTENTION = 3
+    UNPACK_ROWS = 4
+
+
 class Status(enum.IntEnum):
     """What a function answers (`ambidex_status`)."""
 
@@ -51,134 +62,22 @@ class Status(enum.IntEnum):
     NO_MEMORY = -5
 
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-"""The code of each dtype that the kernels know (`ambidex_dtype`)."""
-
-
-class LinearArgs(ctypes.Structure):
-    """`ambidex_linear_args`."""
-
-    _fields_ = [
-        ("level", c_int32),
-        ("dtype", c_int32),
-        ("out_dtype", c_int32),
-        ("gated", c_int32),
-        ("num_rows", c_int64),
-        ("num_outputs", c_int64),
-        ("num_inputs", c_int64),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("weight", c_void_p),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-        ("residual", c_void_p),
-        ("residual_stride", c_int64),
-        ("bias", c_void_p),
-        ("norm_weight", c_void_p),
-        ("bias_dtype", c_int32),
-        ("norm_dtype", c_int32),
-        ("norm_eps", c_float),
-        ("reserved", c_int32),
-    ]
-
-
-class NormArgs(ctypes.Structure):
-    """`ambidex_norm_args`."""
-
-    _fields_ = [
-        ("level", c_int32),
-        ("dtype", c_int32),
-        ("num_rows", c_int64),
-        ("num_inputs", c_int64),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("residual", c_void_p),
-        ("residual_stride", c_int64),
-        ("sum_out", c_void_p),
-        ("sum_stride", c_int64),
-        ("y", c_void_p),
-        ("y_stride", c_int64),
-        ("weight", c_void_p),
-        ("weight_dtype", c_int32),
-        ("eps", c_float),
-    ]
-
-
-class QkvArgs(ctypes.Structure):
-    """`ambidex_qkv_args`."""
-
-    _fields_ = [
-        ("level", c_int32),
-        ("dtype", c_int32),
-        ("num_tokens", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_size", c_int64),
-        ("rotary_size", c_int64),
-        ("qkv", c_void_p),
-        ("qkv_stride", c_int64),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("norm_dtype", c_int32),
-        ("norm_eps", c_float),
-        ("cos", c_void_p),
-        ("sin", c_void_p),
-        ("rotation_stride", c_int64),
-        ("q", c_void_p),
-        ("q_stride", c_int64),
-        ("k_pages", c_void_p),
-        ("v_pages", c_void_p),
-        ("num_pages", c_int64),
-        ("page_size", c_int64),
-        ("page_stride", c_int64),
-        ("slots", c_void_p),
-    ]
-
-
-class AttentionArgs(ctypes.Structure):
-    """`ambidex_attention_args`."""
-
-    _fields_ = [
-        ("level", c_int32),
-        ("dtype", c_int32),
-        ("num_requests", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_size", c_int64),
-        ("query_start", c_void_p),
-        ("context_lengths", c_void_p),
-        ("page_table", c_void_p),
-        ("max_pages", c_int64),
-        ("q", c_void_p),
-        ("q_stride", c_int64),
-        ("k_pages", c_void_p),
-        ("v_pages", c_void_p),
-        ("num_pages", c_int64),
-        ("page_size", c_int64),
-        ("page_stride", c_int64),
-        ("out", c_void_p),
-        ("out_stride", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("window", c_int64),
-    ]
-
-
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "interface_version": (c_int32, []),
     "cpu_level": (c_int32, []),
-    "set_parallel": (None, [c_void_p, c_int32]),
+    "set_num_threads": (None, [c_int32]),
     "num_threads": (c_int32, []),
     "release_scratch": (None, []),
     "read_bandwidth": (c_uint64, [c_int32, c_void_p, c_int64]),
     "advise_huge_pages": (c_int32, [c_void_p, c_int64]),
     "packed_bytes": (c_int64, [c_int64, c_int64, c_int32]),
     "pack": (c_int32, [c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int32]),
-    "unpack_rows": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int32]),
+    "unpack_rows": (c_int32, [POINTER(UnpackArgs)]),
     "linear": (c_int32, [POINTER(LinearArgs)]),
     "rms_norm": (c_int32, [POINTER(NormArgs)]),
     "qkv_rope_store": (c_int32, [POINTER(QkvArgs)]),
     "paged_attention": (c_int32, [POINTER(AttentionArgs)]),
+    "run_calls": (c_int32, [POINTER(Call), c_int64]),
     "argmax": (c_int32, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p]),
 }
 
@@ -195,25 +94,43 @@ class Library:
     cpu_level: Level
     """The best level of this CPU; a call may ask for it or for a lower one."""
     num_threads: int
-    threads_reason: str
-    """Where the threads come from, or why there is only one."""
     functions: ctypes.CDLL
 
     def linear(self, args: LinearArgs) -> None:
         if status := self.functions.ambidex_linear(args):
             raise _refusal("linear", status)
+        recording.note(self.functions.ambidex_linear, args, merge=self._merge)
 
     def rms_norm(self, args: NormArgs) -> None:
         if status := self.functions.ambidex_rms_norm(args):
             raise _refusal("rms_norm", status)
+        recording.note(self.functions.ambidex_rms_norm, args, merge=self._merge)
 
     def qkv_rope_store(self, args: QkvArgs) -> None:
         if status := self.functions.ambidex_qkv_rope_store(args):
             raise _refusal("qkv_rope_store", status)
+        recording.note(self.functions.ambidex_qkv_rope_store, args, merge=self._merge)
 
     def paged_attention(self, args: AttentionArgs) -> None:
         if status := self.functions.ambidex_paged_attention(args):
             raise _refusal("paged_attention", status)
+        recording.note(self.functions.ambidex_paged_attention, args, merge=self._merge)
+
+    def unpack_rows(self, args: UnpackArgs) -> None:
+        if status := self.functions.ambidex_unpack_rows(args):
+            raise _refusal("unpack_rows", status)
+        recording.note(self.functions.ambidex_unpack_rows, args, merge=self._merge)
+
+    def _merge(self, calls: list[recording.Call]) -> recording.Call:
+        """Noted calls, replayed by one."""
+        structs = [arguments[0] for _, arguments in calls]
+        codes = [Function[function.__name__.removeprefix("ambidex_").upper()] for function, _ in calls]
+        entries = (Call(code, ctypes.addressof(args)) for code, args in zip(codes, structs, strict=True))
+        return self._run_calls, ((Call * len(calls))(*entries), structs)
+
+    def _run_calls(self, calls: ctypes.Array[Call], structs: list[ctypes.Structure]) -> int:
+        """`structs`: what the calls point to, kept alive."""
+        return int(self.functions.ambidex_run_calls(calls, len(calls)))
 
     def argmax(self, level: int, x: int, x_stride: int, num_rows: int, num_columns: int, out: int) -> None:
         if status := self.functions.ambidex_argmax(level, x, x_stride, num_rows, num_columns, out):
@@ -231,12 +148,6 @@ class Library:
         if status := self.functions.ambidex_pack(panels, rows, row_stride, row0, num_rows, num_inputs, dtype):
             raise _refusal("pack", status)
 
-    def unpack_rows(
-        self, out: int, out_stride: int, panels: int, outputs: int, inputs: int, ids: int, num_ids: int, dtype: int
-    ) -> None:
-        if status := self.functions.ambidex_unpack_rows(out, out_stride, panels, outputs, inputs, ids, num_ids, dtype):
-            raise _refusal("unpack_rows", status)
-
     def read_bandwidth(self, level: int, buffer: int, num_bytes: int) -> int:
         """Reads the buffer once with all threads; the caller times it. Returns a checksum."""
         return int(self.functions.ambidex_read_bandwidth(level, buffer, num_bytes))
@@ -246,9 +157,8 @@ class Library:
         return int(self.functions.ambidex_advise_huge_pages(buffer, num_bytes)) == 0
 
     def set_num_threads(self, num_threads: int) -> None:
-        """Uses this many of torch's threads from now on (1: the calling thread only)."""
-        parallel, _ = find_parallel()
-        self.functions.ambidex_set_parallel(parallel, num_threads)
+        """Works on this many threads from now on (1: the calling thread only)."""
+        self.functions.ambidex_set_num_threads(num_threads)
 
     def release_scratch(self) -> None:
         """Frees the calling thread's scratch buffer."""
@@ -281,13 +191,11 @@ def open_library(path: Path) -> Library:
         raise LibraryMissing(
             f"the CPU kernels are of interface {version}, {INTERFACE_VERSION} is needed; rebuild them by `make build`"
         )
-    parallel, reason = find_parallel()
-    functions.ambidex_set_parallel(parallel, torch.get_num_threads() if parallel else 1)
+    functions.ambidex_set_num_threads(torch.get_num_threads())
     return Library(
         path=path,
         cpu_level=Level(functions.ambidex_cpu_level()),
         num_threads=int(functions.ambidex_num_threads()),
-        threads_reason=reason,
         functions=functions,
     )
 

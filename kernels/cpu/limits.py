@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...hwprofiles.schema import Profile
 from ...ops.types import Reason, Site, dtype_name
-from .library import DTYPES
+from .arguments import DTYPES
 
 FLOATS = frozenset(DTYPES)
 PAGE_SIZES = (8, 16, 32, 64, 128, 256, 512)

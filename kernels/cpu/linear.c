@@ -8,13 +8,12 @@
 #include "internal.h"
 
 enum {
-    STREAM_AHEAD = 2048,  /* bytes of a panel that prefetches run ahead when it comes from memory */
-    GROUP_ROWS = 256,     /* about 512 KiB of x a pass */
-    PASS_BLOCKS = 2,      /* K-blocks of a pass with many rows */
-    PART_STRIPS = 8,      /* strips of a task with many rows: their sums stay in L2 */
-    STREAM_PAIR_ROWS = 5, /* rows from which two panels at once are faster than one, even from memory */
-    PARTS_A_THREAD = 6,   /* tasks a thread gets with few rows */
-    SERIAL_ROWS = 8       /* rows that are copied without waking the others */
+    STREAM_AHEAD = 2048,    /* bytes of a panel that prefetches run ahead when it comes from memory */
+    STREAM_BYTES = 1 << 16, /* of a task with few rows, about */
+    GROUP_ROWS = 256,       /* about 512 KiB of x a pass */
+    PASS_BLOCKS = 2,        /* K-blocks of a pass with many rows */
+    PART_STRIPS = 8,        /* strips of a task with many rows: their sums stay in L2 */
+    SERIAL_ROWS = 8         /* rows that are copied without waking the others */
 };
 
 typedef struct {
@@ -29,6 +28,7 @@ typedef struct {
     int64_t panel_bytes;
     int64_t num_strips, strip_panels; /* gated: a strip is a gate's panel and that of `up` */
     int64_t num_parts;
+    int64_t num_streams; /* with few rows each thread's parts lie in a row, which its processor reads ahead of itself */
     int64_t num_groups, num_blocks; /* row groups, and row blocks in all */
     void *normed;
     int32_t is_short_of_memory;
@@ -116,7 +116,7 @@ static void stream_strips(const linear_state *s, int64_t begin, int64_t end) {
     for (int64_t strip = begin; strip < end; strip++) {
         tile_args t = {.a = s->left,
                        .a_block = s->left_block,
-                       .distance = least(STREAM_AHEAD, s->panel_bytes),
+                       .distance = num_rows <= s->product.plain_rows ? 0 : least(STREAM_AHEAD, s->panel_bytes),
                        .num_inputs = s->padded,
                        .c = c,
                        .c_panel = MAX_TILE_ROWS * PANEL,
@@ -163,7 +163,8 @@ static void multiply_strip(const linear_state *s, const many_part *part, int64_t
 
 static void run_part(void *pointer, int64_t index) {
     linear_state *s = pointer;
-    const int64_t part = index % s->num_parts, group = index / s->num_parts;
+    int64_t part = index % s->num_parts, group = index / s->num_parts;
+    if (s->num_blocks == 1) part = index % s->num_streams * (s->num_parts / s->num_streams) + index / s->num_streams;
     const int64_t begin = part * s->num_strips / s->num_parts, end = (part + 1) * s->num_strips / s->num_parts;
     if (s->product.begin) s->product.begin();
     if (s->num_blocks == 1) {
@@ -198,12 +199,16 @@ static void cut(linear_state *s) {
     const int64_t num_panels = (args->num_outputs + PANEL - 1) / PANEL, threads = ambidex_num_threads();
     s->num_blocks = (args->num_rows + s->product.max_rows - 1) / s->product.max_rows;
     s->num_groups = (args->num_rows + GROUP_ROWS - 1) / GROUP_ROWS;
-    s->strip_panels = args->gated || args->num_rows < STREAM_PAIR_ROWS ? 1 : s->product.max_panels;
+    s->strip_panels = args->gated ? 1 : s->product.max_panels;
     s->num_strips = args->gated ? num_panels / 2 : (num_panels + s->strip_panels - 1) / s->strip_panels;
-    s->num_parts = s->num_blocks == 1
-                       ? threads * PARTS_A_THREAD
-                       : threads * ((s->num_strips + threads * PART_STRIPS - 1) / (threads * PART_STRIPS));
-    s->num_parts = least(s->num_parts, s->num_strips);
+    s->num_streams = least(threads, s->num_strips);
+    if (s->num_blocks > 1) {
+        const int64_t parts_a_thread = (s->num_strips + threads * PART_STRIPS - 1) / (threads * PART_STRIPS);
+        s->num_parts = least(threads * parts_a_thread, s->num_strips);
+    } else {
+        const int64_t tasks = num_panels * s->panel_bytes / s->num_streams / STREAM_BYTES;
+        s->num_parts = s->num_streams * least(most(1, tasks), s->num_strips / s->num_streams);
+    }
 }
 
 int32_t ambidex_linear(const ambidex_linear_args *args) {

@@ -1,4 +1,4 @@
-/* Threads, scratch memory, levels. */
+/* Scratch memory, huge pages, levels, bandwidth. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdatomic.h>
@@ -9,44 +9,7 @@
 
 #include "internal.h"
 
-static ambidex_parallel parallel_entry;
-static int32_t thread_count = 1;
-
 int32_t ambidex_interface_version(void) { return AMBIDEX_INTERFACE_VERSION; }
-
-void ambidex_set_parallel(ambidex_parallel parallel, int32_t num_threads) {
-    parallel_entry = parallel;
-    thread_count = parallel && num_threads > 1 ? num_threads : 1;
-}
-
-int32_t ambidex_num_threads(void) { return thread_count; }
-
-typedef struct {
-    atomic_llong next;
-    int64_t count;
-    void (*body)(void *, int64_t);
-    void *data;
-} run_state;
-
-/* Each thread takes the next free index, so that a team smaller than asked for, or a slow core, costs time only. */
-static void work(void *pointer) {
-    run_state *state = pointer;
-    for (;;) {
-        int64_t index = atomic_fetch_add_explicit(&state->next, 1, memory_order_relaxed);
-        if (index >= state->count) return;
-        state->body(state->data, index);
-    }
-}
-
-void ambidex_run(int64_t count, void (*body)(void *, int64_t), void *data) {
-    run_state state = {.count = count, .body = body, .data = data};
-    atomic_init(&state.next, 0);
-    int64_t num_threads = least(thread_count, count);
-    if (num_threads <= 1)
-        work(&state);
-    else
-        parallel_entry(work, &state, (unsigned)num_threads, 0);
-}
 
 static __thread struct {
     void *memory;
@@ -158,7 +121,8 @@ static void read_part(void *pointer, int64_t index) {
 uint64_t ambidex_read_bandwidth(int32_t level, const void *buffer, int64_t num_bytes) {
     const kernel_set *kernels = ambidex_kernels_of(level);
     if (!kernels || !buffer || num_bytes <= 0) return 0;
-    int64_t part_bytes = round_up((num_bytes + 16 * thread_count - 1) / (16 * thread_count), 4096);
+    const int64_t num_parts = 16 * ambidex_num_threads();
+    const int64_t part_bytes = round_up((num_bytes + num_parts - 1) / num_parts, 4096);
     read_state state = {
         .kernels = kernels, .buffer = buffer, .num_bytes = num_bytes / 64 * 64, .part_bytes = part_bytes};
     atomic_init(&state.sum, 0);

@@ -67,30 +67,19 @@ static void unpack_row(char *out, const char *panels, int64_t row, int64_t num_i
     if (dtype == AMBIDEX_BF16 && num_inputs % 2) memcpy(out + num_words * 4, word + num_words * PANEL * 4, 2);
 }
 
-typedef struct {
-    char *out;
-    int64_t out_stride;
-    const char *panels;
-    int64_t num_inputs;
-    const int64_t *ids;
-    int32_t dtype;
-} unpack_state;
-
 static void unpack_one(void *pointer, int64_t index) {
-    const unpack_state *state = pointer;
-    unpack_row(at_out(state->out, index * state->out_stride, state->dtype), state->panels, state->ids[index],
-               state->num_inputs, state->dtype);
+    const ambidex_unpack_args *args = pointer;
+    unpack_row(at_out(args->out, index * args->out_stride, args->dtype), args->panels, args->ids[index],
+               args->num_inputs, args->dtype);
 }
 
-int32_t ambidex_unpack_rows(void *out, int64_t out_stride, const void *panels, int64_t num_outputs, int64_t num_inputs,
-                            const int64_t *ids, int64_t num_ids, int32_t dtype) {
-    if (!is_dtype(dtype)) return AMBIDEX_BAD_DTYPE;
-    if (num_ids < 0 || num_inputs < 1 || out_stride < num_inputs) return AMBIDEX_BAD_SHAPE;
-    if (num_ids == 0) return AMBIDEX_OK;
-    if (!out || !panels || !ids) return AMBIDEX_BAD_POINTER;
-    for (int64_t t = 0; t < num_ids; t++)
-        if (ids[t] < 0 || ids[t] >= num_outputs) return AMBIDEX_BAD_SHAPE;
-    unpack_state state = {out, out_stride, panels, num_inputs, ids, dtype};
-    ambidex_run(num_ids, unpack_one, &state);
+int32_t ambidex_unpack_rows(const ambidex_unpack_args *args) {
+    if (!is_dtype(args->dtype)) return AMBIDEX_BAD_DTYPE;
+    if (args->num_ids < 0 || args->num_inputs < 1 || args->out_stride < args->num_inputs) return AMBIDEX_BAD_SHAPE;
+    if (args->num_ids == 0) return AMBIDEX_OK;
+    if (!args->out || !args->panels || !args->ids) return AMBIDEX_BAD_POINTER;
+    for (int64_t t = 0; t < args->num_ids; t++)
+        if (args->ids[t] < 0 || args->ids[t] >= args->num_outputs) return AMBIDEX_BAD_SHAPE;
+    ambidex_run(args->num_ids, unpack_one, (void *)args);
     return AMBIDEX_OK;
 }

@@ -4,20 +4,17 @@ depend on its own keys alone. Dao et al., FlashAttention, arXiv:2205.14135.
 
 from __future__ import annotations
 
-from ctypes import c_int32
-
 import torch
 
 from ...ops.contract import Kernel
 from ...ops.layouts import PAGES_PHSD
 from ...ops.state import Attending, Pages
 from ...ops.types import Determinism
+from .arguments import DTYPES, AttentionArgs
 from .levels import LEVELS, level_launch
-from .library import DTYPES, AttentionArgs, load
+from .library import load
 from .limits import FLOATS, PAGE_SIZES, attention_reason
 from .operands import heads, planes, rows
-
-_INT_BYTES = 4
 
 
 def paged_attention_cpu(
@@ -31,18 +28,16 @@ def paged_attention_cpu(
     num_tokens, num_heads, _ = q.shape
     tables, table_stride = rows(attending.page_tables)
     starts, lengths = attending.query_starts.contiguous(), attending.context_lengths.contiguous()
-    num_requests, starts_at = lengths.shape[0], starts.data_ptr()
+    num_requests = lengths.shape[0]
     out = q.new_empty((num_tokens, num_heads, size))
     load().paged_attention(
         AttentionArgs(
-            LEVELS[level], DTYPES[q.dtype], num_requests, num_heads, num_kv_heads, size, starts_at,
-            lengths.data_ptr(), tables.data_ptr(), table_stride, q.data_ptr(), q_stride, k.data_ptr(), v.data_ptr(),
-            num_pages, page_size, page_stride, out.data_ptr(), num_heads * size, scale, softcap, pages.group.window,
+            LEVELS[level], DTYPES[q.dtype], num_requests, num_heads, num_kv_heads, size, num_tokens,
+            starts.data_ptr(), lengths.data_ptr(), tables.data_ptr(), table_stride, q.data_ptr(), q_stride,
+            k.data_ptr(), v.data_ptr(), num_pages, page_size, page_stride, out.data_ptr(), num_heads * size, scale,
+            softcap, pages.group.window,
         )
     )  # fmt: skip
-    end = c_int32.from_address(starts_at + num_requests * _INT_BYTES).value
-    if end < num_tokens:
-        out[end:].zero_()
     return out
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...ops.types import Weight
+from .arguments import DTYPES, LinearArgs
 from .levels import LEVELS
-from .library import DTYPES, LinearArgs, load
+from .library import load
 from .operands import rows, vector
 
 

@@ -8,8 +8,9 @@ from ...ops.contract import Kernel
 from ...ops.layouts import PAGES_PHSD
 from ...ops.state import Pages
 from ...ops.types import Determinism, Weight
+from .arguments import DTYPES, QkvArgs
 from .levels import LEVELS, level_launch
-from .library import DTYPES, QkvArgs, load
+from .library import load
 from .limits import FLOATS, PAGE_SIZES, qkv_reason
 from .operands import planes, rows, vector
 

@@ -2,7 +2,7 @@
  *   LANES (4, 8 or 16), TARGET (the attribute of each function), v_fma(a, b, c), v_max(a, b),
  *   TILE_ROWS and TILE_PANELS (what fits the registers), and
  *   WIDENING_ROWS (the same where panels of bf16 are widened) or, where the processor multiplies bf16,
- *   BF16_TILE, BF16_ROWS, BF16_PANELS, PACK_KEYS and PACK_VALUES;
+ *   BF16_TILE, BF16_ROWS, BF16_PANELS, BF16_PLAIN_ROWS, PACK_KEYS and PACK_VALUES;
  *   optionally v_largest(v) (the maximum of its lanes) and v_store_bf16(p, v).
  * Every loop over 16 columns runs over GROUP vectors, the same arithmetic in each lane: where a column lies changes no
  * bits.
@@ -14,7 +14,12 @@
 #include "vector_rows.h"
 
 #ifdef BF16_TILE
-#define BF16_PRODUCT {.max_rows = BF16_ROWS, .max_panels = BF16_PANELS, .left_dtype = AMBIDEX_BF16, .tile = BF16_TILE}
+#define BF16_PRODUCT \
+    {.max_rows = BF16_ROWS, \
+     .max_panels = BF16_PANELS, \
+     .plain_rows = BF16_PLAIN_ROWS, \
+     .left_dtype = AMBIDEX_BF16, \
+     .tile = BF16_TILE}
 #else
 #define BF16_PRODUCT {.max_rows = WIDENING_ROWS, .max_panels = 1, .left_dtype = AMBIDEX_F32, .tile = float_tile_bf16_1}
 #define PACK_KEYS pack_keys_float

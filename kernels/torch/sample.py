@@ -25,9 +25,10 @@ def sample_torch(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor
     allowed = processed(raw, sampling)
     ids = allowed.argmax(-1)
     if sampling.random:
-        for row, temperature in enumerate(sampling.temperature.tolist()):
-            if temperature > 0:
-                ids[row] = _draw(allowed[row] / sampling.temperature[row], row, sampling)
+        largest = allowed.gather(1, ids[:, None])[:, 0]
+        draws = (sampling.temperature > 0) & ~largest.isnan()  # from what is no number nothing is drawn
+        for row in draws.nonzero().flatten().tolist():
+            ids[row] = _draw(allowed[row] / sampling.temperature[row], row, sampling)
     return with_logprobs(raw, ids, sampling.num_logprobs)
 
 

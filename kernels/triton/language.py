@@ -33,7 +33,7 @@ tl: Any = _StandIn()
 class DeviceFunction:
     """A function for Triton, not yet handed to it. `function[grid](…)` launches; `made` is Triton's own object."""
 
-    def __init__(self, function: Callable[..., None], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._function, self._options = function, options
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
@@ -48,8 +48,8 @@ class DeviceFunction:
         return import_module("triton").jit(**self._options)(self._function)
 
 
-def jit(**options: Any) -> Callable[[Callable[..., None]], DeviceFunction]:
-    """`triton.jit` at the first launch; the options are its own."""
+def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`triton.jit` at the first launch, a `DeviceFunction` until then; the options are its own."""
     return lambda function: DeviceFunction(function, options)
 
 

@@ -6,7 +6,7 @@ the sampler afterwards: a sampled id is never sent back to the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ _INTEGERS = ("top_k", "seed", "prompt_length")
 
 
 class SlotTable:
-    """tokens: [S, C]; page_tables: by group [S, P]; lengths: [S] known tokens; one [S] tensor a sampling parameter."""
+    """tokens: [S, C]; page_tables: by group [S, P]; lengths: [S] known tokens; sampling parameters by row of a slot."""
 
     def __init__(
         self, num_slots: int, max_length: int, max_pages: Mapping[str, int], vocabulary_size: int, device: torch.device
@@ -31,15 +31,15 @@ class SlotTable:
             group: torch.zeros((num_slots, count), dtype=torch.int32, device=device)
             for group, count in max_pages.items()
         }
-        self._parameters = {name: torch.zeros(num_slots, dtype=torch.float32, device=device) for name in _REALS}
-        self._parameters |= {name: torch.zeros(num_slots, dtype=torch.int64, device=device) for name in _INTEGERS}
+        self._reals = torch.zeros((num_slots, len(_REALS)), dtype=torch.float32, device=device)
+        self._integers = torch.zeros((num_slots, len(_INTEGERS)), dtype=torch.int64, device=device)
 
     def apply(self, step: Step) -> None:
         """Takes in the deltas: moved, then added, then pages. A freed slot keeps its values until somebody takes it."""
         for source, target in step.moved.tolist():
             self._move(source, target)
-        for added in step.added:
-            self._add(added)
+        if step.added:
+            self._add(step.added)
         for group, rows in step.pages.items():
             slots, indices, pages = (self.to_device(column) for column in rows.T)
             self.page_tables[group][slots, indices] = pages.int()
@@ -51,7 +51,8 @@ class SlotTable:
 
     def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
         """The sampler's view of the rows that yield logits."""
-        rows = {name: tensor[slots] for name, tensor in self._parameters.items()}
+        rows = dict(zip(_REALS, self._reals[slots].unbind(1), strict=True))
+        rows |= dict(zip(_INTEGERS, self._integers[slots].unbind(1), strict=True))
         lengths = self.lengths[slots]
         longest = self.tokens.shape[1] if step.penalized else 0
         return Sampling(
@@ -85,13 +86,15 @@ class SlotTable:
             words[row] = mask
         return self.to_device(words)
 
-    def _add(self, added: SlotAdded) -> None:
-        slot, length = added.slot, len(added.tokens)
-        self.tokens[slot, :length] = self.to_device(added.tokens)
-        self.lengths[slot] = length
-        for name in (*_REALS, *_INTEGERS):
-            self._parameters[name][slot] = getattr(added, name)
+    def _add(self, added: Sequence[SlotAdded]) -> None:
+        for each in added:
+            self.tokens[each.slot, : len(each.tokens)] = self.to_device(each.tokens)
+        slots = self.to_device(np.array([each.slot for each in added]))
+        self.lengths[slots] = self.to_device(np.array([len(each.tokens) for each in added]))
+        for table, names, dtype in ((self._reals, _REALS, np.float32), (self._integers, _INTEGERS, np.int64)):
+            values = [[getattr(each, name) for name in names] for each in added]
+            table[slots] = self.to_device(np.array(values, dtype=dtype))
 
     def _move(self, source: int, target: int) -> None:
-        for table in (self.tokens, self.lengths, *self.page_tables.values(), *self._parameters.values()):
+        for table in (self.tokens, self.lengths, self._reals, self._integers, *self.page_tables.values()):
             table[target] = table[source]

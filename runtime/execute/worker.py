@@ -1,12 +1,13 @@
 """The worker: one device's model, state and slot table. It takes `Step`s and gives sampled tokens, nothing else.
 
-The forward pass and the sampler are two calls in a row: a grammar's mask may be written between them.
+The forward pass and the sampler are two calls in a row: a grammar's mask may be written between them. A launched step
+may still run when `launch` returns: on a device that works by itself because it does, elsewhere in a thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,17 +19,9 @@ from ..arena import Arena
 from ..batch import Batch, State
 from ..model import Model
 from ..step import Step
+from .graphs import Graphs
+from .sampled import Sampled
 from .slots import SlotTable
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Tokens of one step, still on the device. ids, logprobs: [L]; top_ids, top_logprobs: [L, num_logprobs]."""
-
-    ids: torch.Tensor
-    logprobs: torch.Tensor
-    top_ids: torch.Tensor
-    top_logprobs: torch.Tensor
 
 
 def state_tensors(
@@ -58,23 +51,63 @@ def allocate_state(
 
 
 class Worker:
-    def __init__(self, model: Model, state: State, ops: BoundOps, slots: SlotTable, mesh: Mesh = ONE_DEVICE) -> None:
+    """concurrent: whether `launch` returns before the step is done. Only then is there something to overlap with."""
+
+    def __init__(
+        self,
+        model: Model,
+        state: State,
+        ops: BoundOps,
+        slots: SlotTable,
+        *,
+        concurrent: bool = False,
+        graphs: Graphs | None = None,
+        mesh: Mesh = ONE_DEVICE,
+    ) -> None:
         self.model, self.state, self.ops, self.slots, self.mesh = model, state, ops, slots, mesh
+        self.graphs = graphs
         self._page_sizes = {name: layers[0].page_size for name, layers in state.items()}
+        is_host = slots.device.type == "cpu"
+        self._thread = ThreadPoolExecutor(1, "ambidex-worker") if concurrent and is_host else None
+
+    def launch(self, step: Step) -> Callable[[], Sampled]:
+        """Begins a step behind those launched before; the result waits for it."""
+        if self._thread:
+            future = self._thread.submit(self._run, step)
+            return lambda: future.result()()
+        return self._run(step)
+
+    def close(self) -> None:
+        """Ends the worker's thread, if it has one."""
+        if self._thread:
+            self._thread.shutdown()
 
     @torch.inference_mode()
-    def run(self, step: Step) -> Sampled | None:
-        """Computes a step; None if no row of it yields logits."""
+    def _run(self, step: Step) -> Callable[[], Sampled]:
+        self._copy_pages(step)
         self.slots.apply(step)
-        if not len(step.spans):
-            return None
-        logits = self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
+        logits = self._forward(step)
         if not len(step.logits):
-            return None
+            return Sampled.none
         slots = self.slots.to_device(step.spans[step.logits[:, 0], 0])
-        sampled = Sampled(*self.ops.sample(logits, self.slots.sampling(slots, step)))
-        self.slots.append(slots, sampled.ids)
-        return sampled
+        sampled = self.ops.sample(logits, self.slots.sampling(slots, step))
+        self.slots.append(slots, sampled[0])
+        return _fetched(sampled)
+
+    def _forward(self, step: Step) -> torch.Tensor:
+        if self.graphs and step.is_plain_decode:
+            logits = self.graphs.run(step.spans[:, 0], step.spans[:, 1])
+            if logits is not None:
+                return logits
+        return self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
+
+    def _copy_pages(self, step: Step) -> None:
+        for group, pairs in step.copies.items():
+            sources, targets = (self.slots.to_device(column) for column in pairs.T)
+            for pages in self.state[group]:
+                for name in pages.planes:
+                    plane = pages.canonical(name)
+                    plane[targets] = plane[sources]
 
     def batch(self, step: Step) -> Batch:
         """The model's view of a step, gathered from the slot table."""
@@ -122,3 +155,22 @@ def _embeddings(step: Step, slots: SlotTable) -> tuple[torch.Tensor | None, torc
         return None, None
     rows = np.array([row for row, _ in step.embeddings], dtype=np.int64)
     return slots.to_device(rows), slots.to_device(np.stack([values for _, values in step.embeddings]))
+
+
+def _fetched(sampled: tuple[torch.Tensor, ...]) -> Callable[[], Sampled]:
+    """The sampled rows on the host. The copies are queued now, behind this very step: asked for later, they would wait
+    for the steps launched meanwhile."""
+    if sampled[0].device.type == "cpu":
+        arrays = Sampled(*(tensor.numpy() for tensor in sampled))
+        return lambda: arrays
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in sampled]
+    for copy, tensor in zip(copies, sampled, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    done = torch.Event(sampled[0].device)
+    done.record()
+
+    def wait() -> Sampled:
+        done.synchronize()
+        return Sampled(*(copy.numpy() for copy in copies))
+
+    return wait

@@ -1,29 +1,93 @@
-"""The page pool of a state group: which pages are free, which are held. Integers only."""
+"""The page pool of a state group: which pages are free, held, or kept for what they contain. Integers and keys only.
+
+A page is *held* by as many requests as read it, *idle* when nobody holds it but its content has a key, else *free*.
+Idle pages are found again by their key until their place is needed: the least recently used goes first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 
 class PagePool:
-    """`num_pages` pages; `take` gives distinct free ones, `give_back` returns them. The lowest free page goes first."""
+    """`num_pages` pages. What was given back last is taken first; idle ones only when none is free."""
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, -1, -1))
-        self._held: set[int] = set()
+        self._idle: dict[int, None] = {}  # in order of use
+        self._holders = [0] * num_pages
+        self._keys: list[bytes | None] = [None] * num_pages
+        self._by_key: dict[bytes, int] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Pages that `take` can give."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_kept(self) -> int:
+        """Pages whose content can be found by key."""
+        return len(self._by_key)
+
+    def holders(self, page: int) -> int:
+        return self._holders[page]
 
     def take(self, count: int) -> list[int]:
-        """Errors: MemoryError if fewer than `count` are free (nothing is taken then)."""
-        if count > len(self._free):
-            raise MemoryError(f"{count} pages wanted, {len(self._free)} of {self.num_pages} free")
+        """Errors: MemoryError if fewer than `count` can be given (nothing is taken then)."""
+        if count > self.num_free:
+            raise MemoryError(f"{count} pages wanted, {self.num_free} of {self.num_pages} free")
+        while len(self._free) < count:
+            self.forget([next(iter(self._idle))])
         taken = [self._free.pop() for _ in range(count)]
-        self._held.update(taken)
+        for page in taken:
+            self._holders[page] = 1
         return taken
 
-    def give_back(self, pages: list[int]) -> None:
-        assert self._held.issuperset(pages), "a page was given back that nobody holds"
-        self._held.difference_update(pages)
-        self._free.extend(reversed(pages))
+    def share(self, pages: Iterable[int]) -> None:
+        """One more holder for each of these pages, which somebody holds or whose content is kept."""
+        for page in pages:
+            if self._holders[page] == 0:
+                del self._idle[page]
+            self._holders[page] += 1
+
+    def give_back(self, pages: Sequence[int]) -> None:
+        """One holder fewer, last page first: the end of a prefix is less likely to be asked for than its beginning."""
+        for page in reversed(pages):
+            assert self._holders[page] > 0, "a page was given back that nobody holds"
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                self._let_go(page)
+
+    def keep(self, page: int, key: bytes) -> None:
+        """A held, full page can from now on be found by its key; the first page of a key stays the one."""
+        if key not in self._by_key and self._keys[page] is None:
+            self._by_key[key] = page
+            self._keys[page] = key
+
+    def forget(self, pages: Iterable[int]) -> None:
+        """These pages are not found by key any more."""
+        for page in pages:
+            key = self._keys[page]
+            if key is not None:
+                del self._by_key[key]
+                self._keys[page] = None
+                if self._holders[page] == 0:
+                    del self._idle[page]
+                    self._free.append(page)
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """The pages of the longest run of known keys, from the first on."""
+        found: list[int] = []
+        for key in keys:
+            page = self._by_key.get(key)
+            if page is None:
+                break
+            found.append(page)
+        return found
+
+    def _let_go(self, page: int) -> None:
+        if self._keys[page] is None:
+            self._free.append(page)
+        else:
+            self._idle[page] = None

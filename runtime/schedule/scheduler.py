@@ -1,181 +1,285 @@
-"""First come, first served, continuously: which tokens of which requests the next step computes.
+"""Which tokens of which requests the next step computes: continuous batching over pages that requests grow into.
 
-Running requests first (those that decode before those still in their prompt, each in order of arrival), then waiting
-ones while a slot, the token budget and pages last. A prompt longer than what is left of the budget is computed in
-chunks. A request is admitted when all the pages it can ever need are free, so an admitted request always finishes.
-Integers and numpy arrays only; time never enters.
+Requests are served by rank: time of arrival, put off by their priority, so that waiting makes up for any priority and
+nothing starves. A step takes the running requests first (those that decode before those still in their prompt), then
+admits waiting ones while a slot, the token budget and pages last. A request is admitted with the pages of what it has;
+it takes more as it grows, and when none is left, the last ranked gives up its pages and waits to be computed again.
+The first ranked never does, and alone it fits, so it ends; then the next is first: every admitted request ends.
+
+Integers and numpy arrays only; time enters as numbers that the caller gives.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..request import SamplingParams
-from ..step import Integers, SlotAdded, Step
+from ..messages import EndReason
+from ..step import Integers
+from .admission import Admission, Waiting
+from .deltas import Deltas
+from .pace import Pace
 from .pages import PagePool
-
-
-@dataclass(eq=False)
-class Scheduled:
-    """A request as the scheduler sees it. num_computed counts tokens whose step was scheduled; tokens grow in commit.
-
-    allowed: words of the allowed-token mask, or None for all; allowed_early: the same without the stop ids, in force
-    before min_tokens are there.
-    """
-
-    request_id: str
-    tokens: list[int]
-    prompt_length: int
-    params: SamplingParams
-    seed: int
-    max_length: int
-    allowed: NDArray[np.int32] | None = None
-    allowed_early: NDArray[np.int32] | None = None
-    slot: int = -1
-    num_computed: int = 0
-    pages: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    @property
-    def num_pending(self) -> int:
-        """Known tokens that no step has computed."""
-        return len(self.tokens) - self.num_computed
-
-    @property
-    def mask(self) -> NDArray[np.int32] | None:
-        return self.allowed_early if self.num_outputs < self.params.min_tokens else self.allowed
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A step, whose token each row of its logits is, and who was admitted by it."""
-
-    step: Step
-    sampled: tuple[Scheduled, ...]
-    admitted: tuple[Scheduled, ...]
-
-
-@dataclass
-class _Deltas:
-    added: list[SlotAdded] = field(default_factory=list[SlotAdded])
-    pages: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict[str, list[tuple[int, int, int]]])
-    spans: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
-    logits: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    sampled: list[Scheduled] = field(default_factory=list[Scheduled])
-    admitted: list[Scheduled] = field(default_factory=list[Scheduled])
+from .planned import Committed, Ending, Planned
+from .request import Scheduled
+from .running import Running
 
 
 class Scheduler:
-    """State: the waiting queue, the running requests by slot, and one page pool a state group."""
+    """State: the waiting completions by rank, the running ones by slot, and one page pool a state group."""
 
     def __init__(
-        self, pools: Mapping[str, PagePool], page_sizes: Mapping[str, int], num_slots: int, token_budget: int
+        self,
+        pools: Mapping[str, PagePool],
+        page_sizes: Mapping[str, int],
+        *,
+        num_slots: int,
+        max_length: int,
+        token_budget: int,
+        max_queued: int = 1 << 30,
+        prefix_caching: bool = True,
+        pace: Pace | None = None,
     ) -> None:
         self.pools, self.page_sizes, self.token_budget = dict(pools), dict(page_sizes), token_budget
-        self.waiting: deque[Scheduled] = deque()
-        self.running: list[Scheduled] = []
-        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self.prefix_caching, self.pace, self.num_preemptions = prefix_caching, pace, 0
+        self.running = Running(num_slots, max_length, self.pools)
+        self.waiting = Waiting(max_queued)
+        self.admission = Admission(self.pools, self.page_sizes, prefix_caching)
+        self._requests: dict[int, Scheduled] = {}
+        self._parked: dict[int, Scheduled] = {}  # preempted with a token in flight, by ticket
         self._freed: list[int] = []
+        self._held_up: Scheduled | None = None  # whom the step before could not let in
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self._requests)
 
     def add(self, request: Scheduled) -> None:
-        self.waiting.append(request)
+        """Queues a completion. QueueFull where the waiting queue is at its bound."""
+        if request.leader is None:
+            self.waiting.push(request, bounded=True)
+        else:
+            request.leader.followers.append(request)
+        self._requests[request.number] = request
 
-    def pages_needed(self, group: str, num_tokens: int) -> int:
-        return -(-num_tokens // self.page_sizes[group])
+    def drop(self, number: int) -> bool:
+        """Takes a completion out wherever it is; whether it was here. Its slot and pages serve the next step."""
+        request = self._requests.get(number)
+        if request is None:
+            return False
+        self._leave(request)
+        return True
 
     def schedule(self) -> Planned:
-        deltas, budget = _Deltas(), self.token_budget
-        for request in sorted(self.running, key=lambda each: each.num_pending > 1):
-            budget -= self._span(request, budget, deltas)
-        while self.waiting and budget > 0 and self._can_admit(self.waiting[0]):
-            request = self.waiting.popleft()
-            self._admit(request, deltas)
-            budget -= self._span(request, budget, deltas)
-        return Planned(self._step(deltas), tuple(deltas.sampled), tuple(deltas.admitted))
+        running, deltas = self.running, Deltas(self.token_budget, self.pace)
+        before = self.num_preemptions
+        self._make_way()
+        order = running.order
+        # The last token of a completion is sampled, not computed.
+        pending = np.minimum(running.known[order], running.max_length[order] - 1) - running.computed[order]
+        self._decode(self._grow(order[pending == 1][: self.token_budget], deltas), deltas)
+        for slot in order[pending > 1].tolist():
+            if running.ticket[slot] >= 0:  # else it had to give way
+                self._prefill(running.at(slot), deltas)
+        if self.waiting and before == self.num_preemptions:
+            self._admit(deltas)
+        return self._planned(deltas)
 
-    def finish(self, request: Scheduled) -> None:
-        """Takes a request out, wherever it is; its slot and pages are free for the next step."""
-        if request.slot < 0:
-            self.waiting.remove(request)
+    def commit(self, planned: Planned, ids: Integers, failed: NDArray[np.bool_]) -> Committed:
+        """Takes in the sampled ids [L] of a planned step; `failed` rows end with an error and are not cached."""
+        running, slots = self.running, planned.slots
+        for request, ticket, upto in planned.prefilled:
+            if request.slot >= 0 and request.ticket == ticket:
+                self._share(request, upto)
+        alive = running.ticket[slots] == planned.tickets
+        live, taken = slots[alive], ids[alive]
+        running.tokens[live, running.committed[live]] = taken
+        running.committed[live] += 1
+        stopped = running.stopped(live, taken)
+        failing = failed[alive]
+        ending = stopped | failing | (running.committed[live] >= running.max_length[live])
+        ended = [
+            self._end(
+                running.at(int(live[row])), int(taken[row]), failed=bool(failing[row]), stopped=bool(stopped[row])
+            )
+            for row in np.flatnonzero(ending).tolist()
+        ]
+        if self._parked and not alive.all():
+            ended += self._commit_parked(planned, ids, failed, alive)
+        return Committed(np.flatnonzero(alive), tuple(ended))
+
+    def _end(self, request: Scheduled, token: int, *, failed: bool, stopped: bool) -> Ending:
+        reason: EndReason = "error" if failed else "stop" if stopped else "length"
+        self._leave(request, spoilt=failed)
+        return request.number, reason, token if reason == "stop" else None
+
+    def _share(self, request: Scheduled, upto: int) -> None:
+        """The first `upto` tokens are computed: others may read their pages."""
+        if self.prefix_caching:
+            self.admission.keep(request, self.running.tokens[request.slot, :upto])
+        request.num_shareable = upto
+        if upto >= request.prompt_length:
+            for follower in request.followers:
+                self.waiting.push(follower)
+            request.followers.clear()
+
+    def _leave(self, request: Scheduled, *, spoilt: bool = False) -> None:
+        del self._requests[request.number]
+        self._release_followers(request)
+        if request.slot >= 0:
+            self._vacate(request)
+        else:
+            self._parked.pop(request.ticket, None)
+            if request.is_waiting:
+                self.waiting.remove(request)
+            elif request.leader is not None:
+                request.leader.followers.remove(request)
+        if spoilt:
+            self.admission.forget(request)
+
+    def _vacate(self, request: Scheduled) -> None:
+        """Gives back the slot and the pages; what is full and computed stays to be found."""
+        slot, running = request.slot, self.running
+        computed = min(int(running.computed[slot]), int(running.committed[slot]))
+        running.remove(request)
+        self._freed.append(slot)
+        if self.prefix_caching:
+            self.admission.keep(request, request.tokens[:computed])
+        self.admission.give_back(request)
+        request.num_shareable = 0
+
+    def _preempt(self, request: Scheduled) -> None:
+        in_flight = self.running.known[request.slot] > self.running.committed[request.slot]
+        self._vacate(request)
+        if in_flight:
+            self._parked[request.ticket] = request
+        self.waiting.push(request)
+        self.num_preemptions += 1
+
+    def _release_followers(self, request: Scheduled) -> None:
+        """Those that waited for this one's prompt go their own way."""
+        for follower in request.followers:
+            follower.leader = None
+            self.waiting.push(follower)
+        request.followers.clear()
+
+    def _commit_parked(
+        self, planned: Planned, ids: Integers, failed: NDArray[np.bool_], alive: NDArray[np.bool_]
+    ) -> list[Ending]:
+        """Tokens that were in flight when their completion was preempted: it has them, and computes them again."""
+        ended: list[Ending] = []
+        for row in np.flatnonzero(~alive).tolist():
+            request = self._parked.pop(int(planned.tickets[row]), None)
+            if request is None:
+                continue
+            alive[row] = True
+            token = int(ids[row])
+            request.tokens = np.append(request.tokens, np.int32(token))
+            num_outputs = len(request.tokens) - request.prompt_length
+            stopped = token in request.stop_ids and num_outputs >= request.params.min_tokens
+            if failed[row] or stopped or len(request.tokens) >= request.max_length:
+                ended.append(self._end(request, token, failed=bool(failed[row]), stopped=stopped))
+        return ended
+
+    def _grow(self, slots: Integers, deltas: Deltas) -> Integers:
+        """Gives each of these decoding slots the page that its next token needs; those that remain running."""
+        running = self.running
+        for group, size in self.page_sizes.items():
+            counts, pool = running.num_pages[group], self.pools[group]
+            needing = slots[running.computed[slots] // size >= counts[slots]]
+            if len(needing) > pool.num_free:
+                needing = self._make_room(needing, pool)
+                slots = slots[running.ticket[slots] >= 0]
+            if len(needing):
+                pages = pool.take(len(needing))
+                deltas.add_pages(group, np.stack([needing, counts[needing], pages], axis=1))
+                counts[needing] += 1
+                for slot, page in zip(needing.tolist(), pages, strict=True):
+                    running.at(slot).pages[group].append(page)
+        return slots
+
+    def _make_room(self, needing: Integers, pool: PagePool) -> Integers:
+        """Preempts the last ranked until those that remain of `needing` can have a page each."""
+        while len(needing) > pool.num_free:
+            victim = self.running.last()
+            assert victim is not None
+            needing = needing[needing != victim.slot]
+            self._preempt(victim)
+        return needing
+
+    def _decode(self, slots: Integers, deltas: Deltas) -> None:
+        if not len(slots):
             return
-        self.running.remove(request)
-        for group, pages in request.pages.items():
-            self.pools[group].give_back(pages)
-        self._freed.append(request.slot)
-        self._free_slots.append(request.slot)
+        running = self.running
+        first = running.computed[slots]
+        deltas.add_decodes(slots, first)
+        in_prompt = first < running.prompt_length[slots]
+        if in_prompt.any():  # the last token of a prompt, alone
+            for slot in slots[in_prompt].tolist():
+                deltas.prefilled.append((running.at(slot), int(running.ticket[slot]), int(running.computed[slot]) + 1))
+        running.computed[slots] += 1
+        running.known[slots] += 1
 
-    def _can_admit(self, request: Scheduled) -> bool:
-        needed = {group: self.pages_needed(group, request.max_length) for group in self.pools}
-        return bool(self._free_slots) and all(self.pools[group].num_free >= count for group, count in needed.items())
-
-    def _admit(self, request: Scheduled, deltas: _Deltas) -> None:
-        request.slot = self._free_slots.pop()
-        self.running.append(request)
-        deltas.admitted.append(request)
-        deltas.added.append(_slot_added(request))
-        for group, pool in self.pools.items():
-            pages = pool.take(self.pages_needed(group, request.max_length))
-            request.pages[group] = pages
-            rows = [(request.slot, index, page) for index, page in enumerate(pages)]
-            deltas.pages.setdefault(group, []).extend(rows)
-
-    def _span(self, request: Scheduled, budget: int, deltas: _Deltas) -> int:
-        """Gives the request what the budget allows of its tokens that are not computed; returns how many."""
-        count = min(request.num_pending, budget)
+    def _prefill(self, request: Scheduled, deltas: Deltas) -> None:
+        """What the budgets allow of the tokens that are not computed, which have their pages already."""
+        running, slot = self.running, request.slot
+        first, known = int(running.computed[slot]), int(running.known[slot])
+        count = deltas.fitting(first, known - first)
         if count <= 0:
-            return 0
-        deltas.spans.append((request.slot, request.num_computed, count))
-        request.num_computed += count
-        if request.num_pending == 0:
-            deltas.logits.append((len(deltas.spans) - 1, count - 1))
-            deltas.sampled.append(request)
-        return count
+            return
+        is_sampled = first + count == known
+        deltas.add_chunk(request, first, count, is_sampled=is_sampled)
+        running.computed[slot] += count
+        if is_sampled:
+            running.known[slot] += 1
 
-    def _step(self, deltas: _Deltas) -> Step:
-        freed, self._freed = np.array(self._freed, dtype=np.int64), []
-        params = [request.params for request in deltas.sampled]
-        return Step(
-            added=tuple(deltas.added),
-            freed=freed,
-            pages={group: _integers(rows, 3) for group, rows in deltas.pages.items()},
-            spans=_integers(deltas.spans, 3),
-            logits=_integers(deltas.logits, 2),
-            num_logprobs=max((each.logprobs or 0 for each in params), default=0),
-            random=any(each.temperature > 0 for each in params),
-            filtered=any(each.filtered for each in params),
-            penalized=any(each.penalized for each in params),
-            masks={row: request.mask for row, request in enumerate(deltas.sampled) if request.mask is not None},
+    def _admit(self, deltas: Deltas) -> None:
+        while deltas.has_room and (request := self.waiting.first()) is not None:
+            placed = self.admission.place(request, reserve=len(self.running)) if self.running.num_free else None
+            if placed is None:
+                self._held_up = request
+                return
+            self.waiting.remove(request)
+            self.running.add(request, placed.num_computed)
+            deltas.add_slot(request, placed, is_first=not request.has_started)
+            request.has_started = True
+            self._prefill(request, deltas)
+
+    def _make_way(self) -> None:
+        """Preempts the last ranked of a lower priority, if that lets in (by the next step) whom the step before could
+        not. Comes before anything is planned: a step must not hold work of somebody who has lost his pages."""
+        request, self._held_up = self._held_up, None
+        if request is None or not request.is_waiting:
+            return
+        running = [self.running.at(slot) for slot in self.running.order.tolist()]
+        behind = [each for each in running if each.rank > request.rank and each.priority > request.priority]
+        if not behind or not self.admission.would_fit(request, behind, reserve=len(running) - len(behind)):
+            return
+        while behind and not (self.running.num_free and self.admission.fits(request, reserve=len(self.running))):
+            self._preempt(behind.pop())
+
+    def _planned(self, deltas: Deltas) -> Planned:
+        step, slots = deltas.step(self.running, np.array(self._freed, dtype=np.int64))
+        if len(step.spans):  # else the step goes nowhere, and the next one says it
+            self._freed = []
+        return Planned(
+            step,
+            slots,
+            self.running.ticket[slots],
+            self.running.number[slots],
+            tuple(deltas.started),
+            deltas.num_prompt_tokens,
+            tuple(deltas.prefilled),
+            deltas.predicted_s,
         )
 
-
-def _integers(rows: list[tuple[int, ...]] | list[tuple[int, int, int]] | list[tuple[int, int]], width: int) -> Integers:
-    return np.array(rows, dtype=np.int64).reshape(-1, width)
-
-
-def _slot_added(request: Scheduled) -> SlotAdded:
-    params = request.params
-    return SlotAdded(
-        slot=request.slot,
-        tokens=np.array(request.tokens, dtype=np.int64),
-        prompt_length=request.prompt_length,
-        temperature=params.temperature,
-        top_k=max(params.top_k, 0),
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition=params.repetition_penalty,
-        presence=params.presence_penalty,
-        frequency=params.frequency_penalty,
-        seed=request.seed,
-    )
+    def page_counts(self) -> tuple[int, int, int]:
+        """Free, kept and all pages, over the state groups."""
+        pools = self.pools.values()
+        return (
+            sum(each.num_free for each in pools),
+            sum(each.num_kept for each in pools),
+            sum(each.num_pages for each in pools),
+        )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ambidex.backends.contract import Backend
 from ambidex.backends.cpu import CpuBackend, host_memory, parse_cpuinfo, report_from, usable_cores
 from ambidex.hwprofiles.match import match
 
@@ -171,9 +172,9 @@ def test_this_machine_answers() -> None:
     assert 0.5 < backend.read_bandwidth_gb_per_s(CPU) < 2000
 
 
-def test_defaults_say_that_nothing_is_captured() -> None:
+def test_defaults_say_that_nothing_is_recorded() -> None:
     backend = CpuBackend()
-    assert backend.capture(lambda: None) is None
+    assert Backend.capture(backend, lambda: None) == "backend cpu records nothing"
     assert backend.telemetry(CPU) == {}
     assert backend.collectives() == "gloo"
     before = backend.clock()

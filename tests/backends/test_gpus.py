@@ -13,6 +13,7 @@ import torch
 from ambidex.backends import cuda, rocm
 from ambidex.backends.contract import Backend
 from ambidex.backends.torch_gpu import TorchGpuBackend, pci_address
+from ambidex.backends.torch_graphs import Replay
 from ambidex.hwprofiles.match import DeviceReport, match
 
 FIXTURES = Path(__file__).resolve().parents[1] / "hwprofiles" / "fixtures"
@@ -221,3 +222,116 @@ def test_a_real_card(backend: Backend) -> None:
         assert spec is not None
         assert 0.5 * spec < measured < 1.1 * spec
         assert backend.collectives() == "nccl"
+
+
+@pytest.mark.parametrize("backend", [cuda.BACKEND, rocm.BACKEND], ids=lambda backend: backend.name)
+def test_without_a_device_nothing_is_captured(backend: Backend) -> None:
+    reason, ran = backend.missing(), []
+    if reason is None:
+        pytest.skip("there is a device")
+    assert backend.capture(lambda: ran.append(1)) == reason
+    assert not ran
+
+
+def present() -> Backend:
+    """The backend of the GPU that is here; skips where there is none."""
+    found = [backend for backend in (cuda.BACKEND, rocm.BACKEND) if backend.missing() is None]
+    if not found:
+        pytest.skip(f"{cuda.BACKEND.missing()}; {rocm.BACKEND.missing()}")
+    return found[0]
+
+
+def doubled(x: torch.Tensor, kept: list[torch.Tensor]) -> Callable[[], None]:
+    """Keeps 2x + 1, by way of tensors that it does not keep."""
+
+    def step() -> None:
+        kept[:] = [(x * 2).clone() + 1]
+
+    return step
+
+
+def captured(backend: Backend, x: torch.Tensor) -> tuple[Replay, torch.Tensor]:
+    kept: list[torch.Tensor] = []
+    replay = backend.capture(doubled(x, kept))
+    assert isinstance(replay, Replay), replay
+    return replay, kept[0]
+
+
+@pytest.mark.gpu
+def test_replays_take_new_inputs_and_keep_their_own_results() -> None:
+    backend = present()
+    inputs = [torch.zeros(rows, 1 << 10, device="cuda") for rows in (64, 8)]
+    graphs = [captured(backend, x) for x in inputs]
+    for number, x in enumerate(inputs):
+        x.fill_(number + 5)
+    for replay, _ in graphs:
+        replay()
+    torch.cuda.synchronize()
+    assert [float(result[0, 0]) for _, result in graphs] == [11.0, 13.0]
+    assert all(bool((result == result[0, 0]).all()) for _, result in graphs)
+
+
+@pytest.mark.gpu
+def test_graphs_share_their_memory() -> None:
+    """What is kept of the smaller graphs finds its place in what the largest used in between."""
+    backend, mebibyte = present(), 1 << 18
+    x = torch.zeros(256 * mebibyte, device="cuda")
+    graphs = [captured(backend, x[: size * mebibyte]) for size in (256, 64, 32, 16)]
+    largest, *smaller = (replay.num_bytes for replay, _ in graphs)
+    assert largest >= 512 << 20
+    assert sum(smaller) == 0
+
+
+def reads(x: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        x.mul_(float(x.sum()))
+
+    return step
+
+
+def selects(x: torch.Tensor) -> Callable[[], None]:
+    def step() -> None:
+        x[: len(x[x > 0])] = 1
+
+    return step
+
+
+def breaks_at_the_second_run(x: torch.Tensor) -> Callable[[], None]:
+    runs: list[int] = []
+
+    def step() -> None:
+        runs.append(1)
+        x.add_(1)
+        if len(runs) == 2:
+            raise RuntimeError("broken while captured\nmore")
+
+    return step
+
+
+def reads_at_the_second_run(x: torch.Tensor) -> Callable[[], None]:
+    runs: list[int] = []
+
+    def step() -> None:
+        runs.append(1)
+        x.mul_(x.sum() if len(runs) == 1 else float(x.sum()))
+
+    return step
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("function", [reads, selects, breaks_at_the_second_run, reads_at_the_second_run])
+def test_what_cannot_be_captured_says_why_and_leaves_no_trace(
+    function: Callable[[torch.Tensor], Callable[[], None]],
+) -> None:
+    backend, stream = present(), torch.cuda.current_stream()
+    x = torch.ones(8, device="cuda")
+    reason = backend.capture(function(x))
+    assert isinstance(reason, str)
+    assert reason.startswith("the step cannot be captured: ")
+    assert "\n" not in reason
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    replay, result = captured(backend, x.fill_(3))
+    x.fill_(4)
+    replay()
+    assert result.tolist() == [9.0] * 8

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 SUITE = Path(__file__).with_name("test_conformance.py")
-PROFILES = {"nvidia-h200-sxm": "odd or bias", "amd-mi300x": "odd"}
+PROFILES = {"nvidia-h200-sxm": "odd or bias or (long and float32)", "amd-mi300x": "odd and not bfloat16"}
 
 
 def suite(profile: str, wanted: str, *more: str) -> str:
@@ -41,3 +41,30 @@ def test_a_profile_without_triton_skips_them_with_the_reason() -> None:
     out = suite("cpu-amx", "odd")
     assert "not supported: language_missing: is written in triton; cpu-amx runs torch, cpu" in out
     assert "passed" not in out.splitlines()[-1]
+
+
+WITH_SHARES = """
+import torch
+from ambidex.bench.trials import Place, compare, expected, trials
+from ambidex.hwprofiles.reader import load
+
+place = Place(load("nvidia-h200-sxm"), torch.device("cpu"), {})
+found = trials("paged_attention_triton")
+trial = next(each for each in found if each.case.name == "long" and each.dtype == torch.float32)
+(wanted,) = expected("paged_attention", "long", trial.dtype, False)
+launch = dict(trial.kernel.launch(trial.site, place.profile, 1))
+shared = []
+for programs in (1, 4, 1 << 20):
+    args, params = next(trial.packings(place))
+    shared.append(trial.kernel.run(*args, **params, **{**launch, "decode_programs": programs}))
+    compare(f"{programs} programs", shared[-1], wanted, trial.op.tolerance[trial.dtype])
+assert all(torch.equal(y, shared[0]) for y in shared), "who computes a split must not change its bits"
+print("alike")
+"""
+
+
+def test_how_many_programs_share_a_requests_keys_does_not_change_its_bits() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITH_SHARES]
+    done = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
+    assert done.stdout == "alike\n", done.stderr

@@ -254,16 +254,6 @@ def test_streams_side_by_side_lose_nothing(llm: LLM) -> None:
     assert not llm.engine.has_work
 
 
-def test_an_interrupted_call_leaves_nothing_behind(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> list[RequestOutput]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(llm.engine, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate(PROMPTS, greedy(max_tokens=4))
-    assert not llm.engine.has_work
-
-
 def test_one_bad_request_of_several_starts_none(llm: LLM) -> None:
     with pytest.raises(RequestError):
         llm.generate(["fine", [1] * 400])

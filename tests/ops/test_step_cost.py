@@ -3,8 +3,8 @@
 import pytest
 import torch
 from ambidex.ops.state import Plane, StateGroup
+from ambidex.ops.step_cost import Span, decode_bytes, site_work, step_cost
 from ambidex.ops.types import Site, WeightSpec, Work
-from ambidex.planning.step_cost import Span, decode_bytes, site_work, step_cost
 
 SPANS: list[Span] = [(0, 5), (7, 1), (3, 4), (0, 1), (20, 3)]
 

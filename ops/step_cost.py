@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..ops import discovery
-from ..ops.types import Cost, Site, Work
+import numpy as np
+from numpy.typing import NDArray
+
+from . import discovery
+from .contract import Op
+from .types import Cost, Site, Work
 
 Span = tuple[int, int]
+
+_UNIT = 1024
 
 
 def site_work(site: Site, spans: Sequence[Span]) -> Work:
@@ -45,3 +51,26 @@ def decode_bytes(sites: Iterable[Site], num_requests: int, context_tokens: float
     """Bytes that a step moves which gives each request one token, at `context_tokens` of context on average."""
     first = max(int(context_tokens) - 1, 0)
     return step_cost(sites, [(first, 1)] * num_requests).num_bytes
+
+
+def load_coefficients(sites: Iterable[Site]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bytes and operations of each site over all its layers, [sites, 6]: factors of 1, tokens, requests, keys read,
+    (query, key) pairs, rows that yield logits. Windows are not seen: a bound from above for sites that have one."""
+    ops = discovery.ops()
+    rows = [_coefficients(ops[site.op], site) for site in sites]
+    return np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+
+
+def _coefficients(op: Op, site: Site) -> tuple[list[float], list[float]]:
+    """By differences: a cost is linear in each of a step's sizes."""
+    base = op.cost(site, Work(0, 0, 0, 0))
+    units = [Work(_UNIT, 0, 0, 0), Work(0, _UNIT, 0, 0), Work(0, 0, _UNIT, 0), Work(0, 0, 0, _UNIT)]
+    costs = [op.cost(site, unit) for unit in units]
+    num_bytes = [float(base.num_bytes), *((cost.num_bytes - base.num_bytes) / _UNIT for cost in costs), 0.0]
+    operations = [
+        float(base.num_operations), *((cost.num_operations - base.num_operations) / _UNIT for cost in costs), 0.0
+    ]  # fmt: skip
+    if site.rows == "logits":
+        for each in (num_bytes, operations):
+            each[1], each[5] = 0.0, each[1]
+    return [site.num_layers * each for each in num_bytes], [site.num_layers * each for each in operations]

@@ -1,0 +1,366 @@
+# pyright: basic
+"""paged_attention in Triton: one ragged family for prefill and decode, read from the pages with an online softmax.
+
+Milakov and Gimelshein, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691; the splits of a decode step's keys
+as in Flash-Decoding (Dao et al., 2023). Nothing is read on the host: grids follow from shapes and `num_queries`.
+
+Letters: M rows of a tile (tokens × the query heads that share a key head), N keys of a tile, D head size, B requests,
+S splits. Three kernels:
+
+decode   a request of one query: its keys in at most S splits, whose length follows from the request's own keys alone.
+         A program works through every W-th of them: W only says how many programs share the splits, not their sums.
+combine  joins the splits of a request, in their order; of one split it has nothing to do.
+prefill  a request of more queries: one program a tile of tokens, over all keys that the tile sees.
+
+A request takes the same path, tiles and order of sums in whatever batch it stands: its bits do not depend on others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...hwprofiles.schema import Profile
+from ...ops.contract import Kernel, Launch
+from ...ops.state import Attending, Pages
+from ...ops.types import Determinism, Reason, Site
+from .language import INTERPRETED, jit, tl
+
+_MIN_TILE = 16  # the least that tl.dot takes on any axis
+_MIN_SPLIT = 256  # keys: shorter splits cost more in combining than they gain in programs
+_MIN_SPLITS, _MAX_SPLITS = 8, 64  # bounds of what the profile's units ask for
+_DECODE_TILE_BYTES = 8192  # of keys: three stages of keys and values leave room for four programs a unit
+_DECODE_STAGES, _PREFILL_STAGES = 5, 3
+_PROGRAMS_PER_UNIT = 8  # of the decode grid: enough to even out requests of different lengths
+_DEFAULT_UNITS = 64
+_DEFAULT_ON_CHIP_KIB = 48  # where a profile does not say: what every GPU has
+
+
+@jit()
+def _attended(
+    q_MD, position_M, k_ptr, v_ptr, table_ptr, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of queries over keys [first, end): unnormalised sums, the largest score (base 2), the sum of weights."""
+    column, lane = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
+    sums_MD = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    largest_M = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    weight_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for start in range(first, end, BLOCK_N):
+        key = start + lane
+        inside = key < end
+        page = tl.load(table_ptr + key // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
+        offset_N = page * page_stride + (key % PAGE_SIZE) * slot_stride
+        held = inside[:, None] & (column < D)[None, :]
+        k_ND = tl.load(k_ptr + offset_N[:, None] + column[None, :], mask=held, other=0.0)
+        v_ND = tl.load(v_ptr + offset_N[:, None] + column[None, :], mask=held, other=0.0)
+        if UPCAST:
+            k_ND, v_ND = k_ND.to(tl.float32), v_ND.to(tl.float32)
+        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
+        if CAPPED:  # scale_log2 has no log2(e) here, and 1 - 2 / (exp(2x) + 1) is tanh(x)
+            score_MN = softcap_log2 * (1.0 - 2.0 / (tl.exp(2.0 * score_MN) + 1.0))
+        seen = inside[None, :] & (key[None, :] <= position_M[:, None])
+        if WINDOW:
+            seen = seen & (key[None, :] > position_M[:, None] - WINDOW)
+        score_MN = tl.where(seen, score_MN, float("-inf"))
+        raised_M = tl.maximum(largest_M, tl.max(score_MN, axis=1))
+        level_M = tl.where(raised_M == float("-inf"), 0.0, raised_M)  # a row that has seen no key yet
+        p_MN = tl.exp2(score_MN - level_M[:, None])
+        shrink_M = tl.exp2(largest_M - level_M)
+        weight_M = weight_M * shrink_M + tl.sum(p_MN, axis=1)
+        sums_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, sums_MD * shrink_M[:, None], input_precision="ieee")
+        largest_M = raised_M
+    return sums_MD, largest_M, weight_M
+
+
+@jit(do_not_specialize=["table_stride"])
+def _paged_attention_decode_kernel(
+    q_ptr, k_ptr, v_ptr, starts_ptr, lengths_ptr, tables_ptr, y_ptr, split_sums_ptr, split_facts_ptr,
+    table_stride, q_stride, q_head_stride, page_stride, slot_stride, head_stride, y_stride, scale_log2, softcap_log2,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+):  # fmt: skip
+    request, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row = tl.load(starts_ptr + request).to(tl.int64)
+    if tl.load(starts_ptr + request + 1) - row != 1:
+        return
+    length = tl.load(lengths_ptr + request)
+    first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    split_keys, num_splits = _splits(length - first, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    member, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    head = kv_head * GROUP + member
+    held = (member < GROUP)[:, None] & (column < D)[None, :]
+    q_MD = tl.load(q_ptr + row * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0)
+    if UPCAST:
+        q_MD = q_MD.to(tl.float32)
+    position_M = tl.full((BLOCK_M,), 0, dtype=tl.int32) + length - 1
+    for split in range(tl.program_id(2), num_splits, tl.num_programs(2)):
+        begin = first + split * split_keys
+        sums_MD, largest_M, weight_M = _attended(
+            q_MD, position_M, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
+            tables_ptr + request * table_stride, begin, tl.minimum(begin + split_keys, length), page_stride,
+            slot_stride, scale_log2, softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST,
+        )  # fmt: skip
+        if num_splits == 1:
+            y_MD = (sums_MD / weight_M[:, None]).to(y_ptr.dtype.element_ty)
+            tl.store(y_ptr + row * y_stride + head[:, None] * D + column[None, :], y_MD, mask=held)
+        else:
+            heads = tl.num_programs(1) * GROUP
+            place_M = (request * heads + head) * MAX_SPLITS + split
+            tl.store(split_sums_ptr + place_M[:, None] * D + column[None, :], sums_MD, mask=held)
+            tl.store(split_facts_ptr + place_M * 2, largest_M, mask=member < GROUP)
+            tl.store(split_facts_ptr + place_M * 2 + 1, weight_M, mask=member < GROUP)
+
+
+@jit()
+def _splits(num_keys, BLOCK_N: tl.constexpr, MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """Keys of a split, whole tiles of them, and how many splits there are."""
+    tiles = tl.cdiv(tl.cdiv(num_keys, MAX_SPLITS), BLOCK_N)
+    split_keys = tl.maximum(tiles * BLOCK_N, MIN_SPLIT)
+    return split_keys, tl.cdiv(num_keys, split_keys)
+
+
+@jit()
+def _paged_attention_combine_kernel(
+    split_sums_ptr, split_facts_ptr, starts_ptr, lengths_ptr, y_ptr, y_stride,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr,
+    MIN_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+):  # fmt: skip
+    request, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.load(starts_ptr + request).to(tl.int64)
+    if tl.load(starts_ptr + request + 1) - row != 1:
+        return
+    length = tl.load(lengths_ptr + request)
+    first = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+    _, num_splits = _splits(length - first, BLOCK_N, MIN_SPLIT, MAX_SPLITS)
+    if num_splits == 1:
+        return
+    split, column = tl.arange(0, MAX_SPLITS), tl.arange(0, BLOCK_D)
+    place_S = (request * tl.num_programs(1) + head) * MAX_SPLITS + split
+    largest_S = tl.load(split_facts_ptr + place_S * 2, mask=split < num_splits, other=float("-inf"))
+    weight_S = tl.load(split_facts_ptr + place_S * 2 + 1, mask=split < num_splits, other=0.0)
+    held = (split < num_splits)[:, None] & (column < D)[None, :]
+    sums_SD = tl.load(split_sums_ptr + place_S[:, None] * D + column[None, :], mask=held, other=0.0)
+    shrink_S = tl.exp2(largest_S - tl.max(largest_S, axis=0))
+    y_D = tl.sum(sums_SD * shrink_S[:, None], axis=0) / tl.sum(weight_S * shrink_S, axis=0)
+    tl.store(y_ptr + row * y_stride + head * D + column, y_D.to(y_ptr.dtype.element_ty), mask=column < D)
+
+
+@jit(do_not_specialize=["num_requests", "table_stride"])
+def _paged_attention_prefill_kernel(
+    q_ptr, k_ptr, v_ptr, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
+    num_requests, table_stride, q_stride, q_head_stride, page_stride, slot_stride, head_stride, y_stride,
+    scale_log2, softcap_log2,
+    GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Request b's tiles begin at program starts[b] // TOKENS + b: what a search finds without a list of tiles."""
+    TOKENS: tl.constexpr = BLOCK_M // GROUP_ROWS
+    tile, kv_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    low, high = tile * 0, num_requests
+    while low < high:
+        middle = (low + high) // 2
+        if tl.load(starts_ptr + middle) // TOKENS + middle <= tile:
+            low = middle + 1
+        else:
+            high = middle
+    request = (low - 1).to(tl.int64)
+    begin = tl.load(starts_ptr + request)
+    num_queries = tl.load(starts_ptr + request + 1) - begin
+    token = (tile - begin // TOKENS - low + 1) * TOKENS
+    if (token >= num_queries) | (num_queries == 1):
+        return
+    length = tl.load(lengths_ptr + request)
+    shift = length - num_queries
+    first = tl.maximum(shift + token - WINDOW + 1, 0) if WINDOW else 0
+    end = tl.minimum(shift + token + TOKENS, length)
+
+    line, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
+    query, member = token + line // GROUP_ROWS, line % GROUP_ROWS
+    head = kv_head * GROUP + member
+    row = (begin + query).to(tl.int64)
+    held = ((query < num_queries) & (member < GROUP))[:, None] & (column < D)[None, :]
+    q_rows = q_ptr + row[:, None] * q_stride + head[:, None] * q_head_stride
+    q_MD = tl.load(q_rows + column[None, :], mask=held, other=0.0)
+    if UPCAST:
+        q_MD = q_MD.to(tl.float32)
+    sums_MD, _, weight_M = _attended(
+        q_MD, shift + query, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
+        tables_ptr + request * table_stride, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
+        D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST,
+    )  # fmt: skip
+    weight_M = tl.where(query < num_queries, weight_M, 1.0)  # beyond, a window may leave a row no key
+    y_MD = (sums_MD / weight_M[:, None]).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + row[:, None] * y_stride + head[:, None] * D + column[None, :], y_MD, mask=held)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the launches of one call share. strides: of q's rows and heads, of pages, slots and heads, of y's rows."""
+
+    num_requests: int
+    groups: int
+    tensors: tuple[torch.Tensor, ...]
+    strides: tuple[int, ...]
+    scales: tuple[float, float]
+    sizes: dict[str, Any]
+
+    @property
+    def group(self) -> int:
+        return int(self.sizes["GROUP"])
+
+
+def paged_attention_triton(
+    q: torch.Tensor, pages: Pages, attending: Attending, *, scale: float, softcap: float = 0.0, decode_keys: int,
+    decode_warps: int, decode_stages: int, decode_programs: int, max_splits: int, prefill_rows: int, prefill_keys: int,
+    prefill_warps: int, prefill_stages: int,
+) -> torch.Tensor:  # fmt: skip
+    assert attending.ancestors is None, "a site without trees was bound"
+    y = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    call = _call(q if q.stride(2) == 1 else q.contiguous(), pages, attending, y, scale, softcap)
+    if call.num_requests:
+        _decode(call, decode_keys, decode_warps, decode_stages, decode_programs, max_splits)
+    if call.num_requests and attending.num_queries > 1:
+        _prefill(call, prefill_rows, prefill_keys, prefill_warps, prefill_stages)
+    return y
+
+
+def _call(q: torch.Tensor, pages: Pages, attending: Attending, y: torch.Tensor, scale: float, softcap: float) -> _Call:
+    k, v = pages.canonical("k"), pages.canonical("v")
+    assert k.stride() == v.stride(), "the planes of a group lie alike"
+    assert k.stride(3) == 1, "a head's values lie side by side"
+    log2e = math.log2(math.e)
+    sizes = {
+        "GROUP": q.shape[1] // k.shape[2], "D": q.shape[2], "BLOCK_D": _padded(q.shape[2]),
+        "PAGE_SIZE": pages.page_size, "WINDOW": pages.group.window, "CAPPED": softcap > 0,
+        "UPCAST": INTERPRETED and q.dtype == torch.bfloat16,  # the interpreter takes bfloat16 operands for integers
+    }  # fmt: skip
+    return _Call(
+        attending.context_lengths.shape[0],
+        k.shape[2],
+        (q, k, v, attending.query_starts, attending.context_lengths, attending.page_tables, y),
+        (attending.page_tables.stride(0), *q.stride()[:2], *k.stride()[:3], y.stride(0)),
+        (scale / softcap, softcap * log2e) if softcap else (scale * log2e, 0.0),
+        sizes,
+    )
+
+
+def _decode(call: _Call, keys: int, warps: int, stages: int, programs: int, max_splits: int) -> None:
+    *_, starts, lengths, tables, y = call.tensors
+    most_splits = min(max_splits, -(-tables.shape[1] * call.sizes["PAGE_SIZE"] // _MIN_SPLIT))
+    pairs = (call.num_requests, y.shape[1], max_splits)
+    sums = torch.empty((*pairs, y.shape[2]), dtype=torch.float32, device=y.device)
+    facts = torch.empty((*pairs, 2), dtype=torch.float32, device=y.device)
+    splitting = {"BLOCK_N": keys, "MIN_SPLIT": _MIN_SPLIT, "MAX_SPLITS": max_splits}
+    sharing = min(most_splits, -(-programs // (call.num_requests * call.groups)))
+    _paged_attention_decode_kernel[(call.num_requests, call.groups, sharing)](
+        *call.tensors, sums, facts, *call.strides, *call.scales, **call.sizes, **splitting,
+        BLOCK_M=_padded(call.group), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+    if most_splits == 1:
+        return
+    shared = {name: call.sizes[name] for name in ("D", "BLOCK_D", "WINDOW")}
+    _paged_attention_combine_kernel[(call.num_requests, y.shape[1])](
+        sums, facts, starts, lengths, y, y.stride(0), **shared, **splitting, num_warps=warps, enable_fp_fusion=True
+    )
+
+
+def _prefill(call: _Call, rows: int, keys: int, warps: int, stages: int) -> None:
+    group_rows = _power(call.group)
+    rows = max(rows, group_rows)
+    num_tiles = call.tensors[0].shape[0] // (rows // group_rows) + call.num_requests
+    _paged_attention_prefill_kernel[(num_tiles, call.groups)](
+        *call.tensors, call.num_requests, *call.strides, *call.scales, **call.sizes, GROUP_ROWS=group_rows,
+        BLOCK_M=rows, BLOCK_N=keys, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _padded(size: int) -> int:
+    return max(_MIN_TILE, _power(size))
+
+
+def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """What follows from the heads and the profile alone, so the same in every bucket."""
+    itemsize, units = site.dtypes["x"].itemsize, profile.compute.units or _DEFAULT_UNITS
+    row_bytes = _padded(site.dim("D")) * itemsize
+    limit = _on_chip_limit(profile)
+    decode_rows, decode_limit = _padded(site.dim("H") // site.dim("G")), limit // 2  # two programs a unit, or more
+    decode_keys = min(64, max(_MIN_TILE, _DECODE_TILE_BYTES // row_bytes))
+    while decode_keys > _MIN_TILE and _tile_bytes(decode_rows, decode_keys, row_bytes, 3) > decode_limit:
+        decode_keys //= 2
+    rows, prefill_keys = _prefill_tile(itemsize, row_bytes, limit)
+    splits = max(1, 2 * units // site.dim("G"))
+    return {
+        "decode_keys": decode_keys,
+        "decode_warps": max(1, 128 // profile.lane_width),
+        "decode_stages": _stages(_DECODE_STAGES, decode_rows, decode_keys, row_bytes, decode_limit),
+        "decode_programs": _PROGRAMS_PER_UNIT * units,
+        "max_splits": min(_MAX_SPLITS, max(_MIN_SPLITS, _power(splits + 1) // 2)),
+        "prefill_rows": rows,
+        "prefill_keys": prefill_keys,
+        "prefill_warps": max(1, (256 if rows >= 128 else 128) // profile.lane_width),
+        "prefill_stages": _stages(_PREFILL_STAGES, rows, prefill_keys, row_bytes, limit),
+    }
+
+
+def _on_chip_limit(profile: Profile) -> int:
+    return int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
+
+
+def _prefill_tile(itemsize: int, row_bytes: int, limit: int) -> tuple[int, int]:
+    """Rows and keys: shrunk until two stages fit. float32 multiplies outside the matrix units, from registers."""
+    rows, keys = (128, 64) if itemsize == 2 else (32, 32)
+    if row_bytes > 128 * itemsize:
+        rows, keys = (128, 32) if itemsize == 2 else (16, 16)  # more would spill registers
+    for least_rows, least_keys in ((rows, 32), (32, 32), (32, _MIN_TILE), (_MIN_TILE, _MIN_TILE)):
+        while keys > least_keys and _tile_bytes(rows, keys, row_bytes, 2) > limit:
+            keys //= 2
+        while rows > least_rows and _tile_bytes(rows, keys, row_bytes, 2) > limit:
+            rows //= 2
+    return rows, keys
+
+
+def _stages(most: int, rows: int, keys: int, row_bytes: int, limit: int) -> int:
+    fitting = (stages for stages in range(most, 1, -1) if _tile_bytes(rows, keys, row_bytes, stages) <= limit)
+    return next(fitting, 1)
+
+
+def _tile_bytes(rows: int, keys: int, row_bytes: int, stages: int) -> int:
+    """The most on-chip memory that a tile takes: the queries, keys and values of all stages but the one at work, and
+    the weights between the two products."""
+    return rows * row_bytes + 2 * max(stages - 1, min(stages, 2)) * keys * row_bytes + 4 * rows * keys
+
+
+def on_chip_bytes(site: Site, launch: Launch) -> int:
+    """What the larger of the two tiles takes."""
+    row_bytes, group = _padded(site.dim("D")) * site.dtypes["x"].itemsize, site.dim("H") // site.dim("G")
+    decode = _tile_bytes(_padded(group), launch["decode_keys"], row_bytes, launch["decode_stages"])
+    prefill_rows = max(launch["prefill_rows"], _power(group))
+    return max(decode, _tile_bytes(prefill_rows, launch["prefill_keys"], row_bytes, launch["prefill_stages"]))
+
+
+def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
+    if site.dims["ancestors"]:
+        return Reason("shape", "sees no trees of draft tokens")
+    needed, limit = on_chip_bytes(site, _launch(site, profile, bucket)), _on_chip_limit(profile)
+    if needed > limit:
+        return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
+    return None
+
+
+KERNELS = (
+    Kernel(
+        "paged_attention_triton", op="paged_attention", language="triton", run=paged_attention_triton,
+        determinism=Determinism.BATCH, priority=50, refuses=_refuses, launch=_launch,
+        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+    ),
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""The ladder of captured graphs: the decode step at some batch sizes, recorded once and replayed by one call.
+
+A step of B requests replays the smallest graph of at least B rows; the rows beyond B compute on and are not looked at:
+they store nothing (slot -1) and read one token of slot 0's first page. A graph takes in the slots and positions of its
+rows and gathers the rest from the slot table itself, so two small copies are all that the host brings.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from ...backends.contract import Backend
+from ...ops.state import Attending
+from ..batch import Batch
+from ..step import Integers
+from .slots import SlotTable
+
+Forward = Callable[[Batch], torch.Tensor]
+
+
+def ladder(max_rows: int, step: int) -> tuple[int, ...]:
+    """Batch sizes worth a graph: 1, 2, 4, then every multiple of `step`, so that what is computed in vain is at most
+    `step` - 1 rows."""
+    sizes = {1, 2, 4, *range(step, max_rows + 1, step), max_rows}
+    return tuple(sorted(size for size in sizes if size <= max_rows))
+
+
+@dataclass
+class _Captured:
+    inputs: torch.Tensor  # [2, rows] int64: slots, positions (-1: an empty row)
+    logits: torch.Tensor
+    replay: Callable[[], None]
+
+
+class Graphs:
+    """sizes: rows of each graph, ascending. Captured when a step first asks for its size, or all by `capture_all`."""
+
+    def __init__(
+        self, sizes: tuple[int, ...], backend: Backend, slots: SlotTable, page_sizes: dict[str, int], forward: Forward
+    ) -> None:
+        self.sizes, self._backend, self._slots, self._forward = sizes, backend, slots, forward
+        self._page_sizes = page_sizes
+        self._captured: dict[int, _Captured] = {}
+        self.seconds = 0.0
+        self.refusal: str | None = None
+        """Why nothing is captured, once that is known."""
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._captured)
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Memory of what was captured; None where the backend does not say."""
+        sizes: list[int | None] = [getattr(graph.replay, "num_bytes", None) for graph in self._captured.values()]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    def capture_all(self) -> None:
+        """The largest first: the smaller ones then find its memory."""
+        for size in reversed(self.sizes):
+            self._at(size)
+
+    def run(self, slots: Integers, first: Integers) -> torch.Tensor | None:
+        """Logits [B, V] of one token at position first[i] of each slots[i]; None where no graph serves."""
+        place = bisect_left(self.sizes, len(slots))
+        graph = self._at(self.sizes[place]) if place < len(self.sizes) and self.refusal is None else None
+        if graph is None:
+            return None
+        rows = np.zeros((2, graph.inputs.shape[1]), dtype=np.int64)
+        rows[1] = -1
+        rows[:, : len(slots)] = slots, first
+        graph.inputs.copy_(torch.from_numpy(rows), non_blocking=True)
+        graph.replay()
+        return graph.logits[: len(slots)]
+
+    def _at(self, size: int) -> _Captured | None:
+        if size not in self._captured and self.refusal is None:
+            begun = perf_counter()
+            self._capture(size)
+            self.seconds += perf_counter() - begun
+        return self._captured.get(size)
+
+    def _capture(self, size: int) -> None:
+        inputs = torch.zeros((2, size), dtype=torch.int64, device=self._slots.device)
+        inputs[1] = -1
+        logits: list[torch.Tensor] = []
+
+        def step() -> None:
+            logits[:] = [self._forward(self._batch(inputs))]
+
+        replay = self._backend.capture(step)
+        if replay is None or isinstance(replay, str):
+            self.refusal = replay or f"backend {self._backend.name} records nothing"
+        else:
+            self._captured[size] = _Captured(inputs, logits[0], replay)
+
+    def _batch(self, inputs: torch.Tensor) -> Batch:
+        """The batch of a decode step, gathered on the device."""
+        slots, first = inputs
+        rows = torch.arange(len(slots) + 1, device=slots.device)
+        positions = first.clamp(min=0)
+        tables = {group: table[slots] for group, table in self._slots.page_tables.items()}
+        stored = {}
+        for group, table in tables.items():
+            size = self._page_sizes[group]
+            pages = table.gather(1, (positions // size)[:, None])[:, 0].long()
+            stored[group] = torch.where(first < 0, -1, pages * size + positions % size)
+        lengths, starts = (positions + 1).int(), rows.int()
+        return Batch(
+            ids=self._slots.tokens[slots, positions],
+            positions=positions[None, :],
+            slots=stored,
+            attending={group: Attending(starts, lengths, table, 1) for group, table in tables.items()},
+            logit_rows=rows[:-1],
+        )

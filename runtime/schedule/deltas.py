@@ -1,0 +1,133 @@
+"""A step while it is planned: what was given to whom, and what is left of the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..step import Integers, SlotAdded, Step, no_rows
+from .admission import Placed
+from .pace import Load, Pace
+from .request import Scheduled
+from .running import Running
+
+
+class Deltas:
+    """started: (number, cached tokens) of those let in for the first time. prefilled: (request, ticket, tokens computed
+    after this step) of each prompt that was worked on."""
+
+    def __init__(self, token_budget: int, pace: Pace | None) -> None:
+        self.started: list[tuple[int, int]] = []
+        self.prefilled: list[tuple[Scheduled, int, int]] = []
+        self.num_prompt_tokens = 0
+        self._left, self._pace, self._load = token_budget, pace, Load()
+        self._is_full = False
+        self._added: list[SlotAdded] = []
+        self._pages: dict[str, list[Integers]] = {}
+        self._copies: dict[str, list[tuple[int, int]]] = {}
+        self._decodes: Integers = no_rows(3)
+        self._chunks: list[tuple[int, int, int]] = []
+        self._sampled_chunks: list[tuple[int, int, int]] = []  # slot, span, row in the span
+
+    @property
+    def has_room(self) -> bool:
+        return self._left > 0 and not self._is_full
+
+    @property
+    def predicted_s(self) -> float:
+        return self._pace.seconds(self._load) if self._pace and self._load.rows else 0.0
+
+    def add_pages(self, group: str, rows: Integers) -> None:
+        self._pages.setdefault(group, []).append(rows)
+
+    def add_slot(self, request: Scheduled, placed: Placed, *, is_first: bool) -> None:
+        self._added.append(_slot_added(request))
+        for group, pages in request.pages.items():
+            index = np.arange(len(pages))
+            self.add_pages(group, np.stack([np.full(len(pages), request.slot), index, pages], axis=1))
+        for group, copy in placed.copies.items():
+            self._copies.setdefault(group, []).append(copy)
+        if is_first:
+            self.started.append((request.number, placed.num_computed))
+            self.num_prompt_tokens += request.prompt_length
+
+    def add_decodes(self, slots: Integers, first: Integers) -> None:
+        """One token of each of these, each yielding the next one."""
+        self._decodes = np.stack([slots, first, np.ones_like(slots)], axis=1)
+        self._left -= len(slots)
+        if self._pace:
+            context = int(first.sum()) + len(slots)
+            self._load = Load(len(slots), len(slots), context, context, len(slots))
+
+    def fitting(self, first: int, pending: int) -> int:
+        """How many of `pending` tokens behind `first` stored ones the budgets allow."""
+        most = min(pending, self._left)
+        if not self.has_room or self._pace is None:
+            return most if self.has_room else 0
+        count = self._pace.chunk(self._load, first, most)
+        self._is_full = self._pace.seconds(self._load.and_chunk(first, count)) >= self._pace.budget_s or count < most
+        return count
+
+    def add_chunk(self, request: Scheduled, first: int, count: int, *, is_sampled: bool) -> None:
+        span = len(self._decodes) + len(self._chunks)
+        self._chunks.append((request.slot, first, count))
+        if is_sampled:
+            self._sampled_chunks.append((request.slot, span, count - 1))
+        self.prefilled.append((request, request.ticket, first + count))
+        self._left -= count
+        if self._pace:
+            self._load = self._load.and_chunk(first, count)
+
+    def step(self, running: Running, freed: Integers) -> tuple[Step, Integers]:
+        """The step, and the slot of each row of its logits."""
+        num_decodes = len(self._decodes)
+        sampled = np.array(self._sampled_chunks, dtype=np.int64).reshape(-1, 3)
+        slots = np.concatenate([self._decodes[:, 0], sampled[:, 0]])
+        logits = np.zeros((len(slots), 2), dtype=np.int64)
+        logits[:num_decodes, 0] = np.arange(num_decodes)
+        logits[num_decodes:] = sampled[:, 1:]
+        chunks = np.array(self._chunks, dtype=np.int64).reshape(-1, 3)
+        step = Step(
+            added=tuple(self._added),
+            freed=freed,
+            copies={group: np.array(pairs, dtype=np.int64) for group, pairs in self._copies.items()},
+            pages={group: rows[0] if len(rows) == 1 else np.concatenate(rows) for group, rows in self._pages.items()},
+            spans=np.concatenate([self._decodes, chunks]) if self._chunks else self._decodes,
+            logits=logits,
+            num_logprobs=int(running.num_logprobs[slots].max(initial=0)),
+            random=bool(running.random[slots].any()),
+            filtered=bool(running.filtered[slots].any()),
+            penalized=bool(running.penalized[slots].any()),
+            masks=_masks(running, slots),
+        )
+        return step, slots
+
+
+def _masks(running: Running, slots: Integers) -> Mapping[int, NDArray[np.int32]]:
+    masks: dict[int, NDArray[np.int32]] = {}
+    for row in np.flatnonzero(running.masked[slots]).tolist():
+        slot = int(slots[row])
+        # `known` counts the token that this very row yields.
+        mask = running.at(slot).mask(int(running.known[slot] - 1 - running.prompt_length[slot]))
+        if mask is not None:
+            masks[row] = mask
+    return masks
+
+
+def _slot_added(request: Scheduled) -> SlotAdded:
+    params = request.params
+    return SlotAdded(
+        slot=request.slot,
+        tokens=request.tokens.astype(np.int64),
+        prompt_length=request.prompt_length,
+        temperature=params.temperature,
+        top_k=max(params.top_k, 0),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition=params.repetition_penalty,
+        presence=params.presence_penalty,
+        frequency=params.frequency_penalty,
+        seed=request.seed,
+    )

@@ -1,0 +1,121 @@
+"""The running requests as columns by slot: what planning and committing a step of hundreds of requests reads at once.
+
+S slots, C the longest context, K stop ids of a request. Everything here is a numpy array, so that a step costs a fixed
+number of array operations, however many requests take part.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .request import Rank, Scheduled
+
+_INTEGERS = (
+    "ticket", "number", "computed", "known", "committed", "prompt_length", "max_length", "min_tokens", "num_logprobs",
+)  # fmt: skip
+_FLAGS = ("random", "filtered", "penalized", "masked")
+_NO_STOP = -1
+
+
+class Running:
+    """One [S] array a fact, and the requests themselves.
+
+    ticket: of the admission, -1 for a free slot; a row of a step in flight belongs to the slot's request only if the
+    tickets agree. order: the slots in use, who is served first at the front. committed: tokens that the host has;
+    known: those and the ones in flight; computed: tokens whose step was planned. tokens: [S, C]. num_pages: by state
+    group, entries of the slot's page table.
+    """
+
+    ticket: NDArray[np.int64]
+    number: NDArray[np.int64]
+    computed: NDArray[np.int64]
+    known: NDArray[np.int64]
+    committed: NDArray[np.int64]
+    prompt_length: NDArray[np.int64]
+    max_length: NDArray[np.int64]
+    min_tokens: NDArray[np.int64]
+    num_logprobs: NDArray[np.int64]
+    random: NDArray[np.bool_]
+    filtered: NDArray[np.bool_]
+    penalized: NDArray[np.bool_]
+    masked: NDArray[np.bool_]
+
+    def __init__(self, num_slots: int, max_length: int, groups: Iterable[str]) -> None:
+        for name in _INTEGERS:
+            setattr(self, name, np.zeros(num_slots, dtype=np.int64))
+        for name in _FLAGS:
+            setattr(self, name, np.zeros(num_slots, dtype=np.bool_))
+        self.ticket.fill(-1)
+        self.tokens = np.zeros((num_slots, max_length), dtype=np.int32)  # committed by the system when touched
+        self.num_pages = {group: np.zeros(num_slots, dtype=np.int64) for group in groups}
+        self.requests: list[Scheduled | None] = [None] * num_slots
+        self.order = np.empty(0, dtype=np.int64)
+        self._ranks: list[Rank] = []
+        self._stops = np.full((num_slots, 1), _NO_STOP, dtype=np.int64)
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._num_admitted = 0
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def at(self, slot: int) -> Scheduled:
+        request = self.requests[slot]
+        assert request is not None, "a free slot was asked for its request"
+        return request
+
+    def last(self) -> Scheduled | None:
+        """The request that is served last."""
+        return self.at(int(self.order[-1])) if len(self.order) else None
+
+    def add(self, request: Scheduled, num_computed: int) -> None:
+        """Gives the request a slot; the first `num_computed` of its tokens need no computing."""
+        slot, params, length = self._free.pop(), request.params, len(request.tokens)
+        request.slot, request.ticket = slot, self._num_admitted
+        self._num_admitted += 1
+        self.requests[slot] = request
+        self.ticket[slot], self.number[slot] = request.ticket, request.number
+        self.computed[slot] = num_computed
+        self.known[slot] = self.committed[slot] = length
+        self.prompt_length[slot], self.max_length[slot] = request.prompt_length, request.max_length
+        self.min_tokens[slot], self.num_logprobs[slot] = params.min_tokens, params.logprobs or 0
+        self.random[slot], self.filtered[slot] = params.temperature > 0, params.filtered
+        self.penalized[slot], self.masked[slot] = params.penalized, request.is_masked
+        self.tokens[slot, :length] = request.tokens
+        self._set_stops(slot, request.stop_ids)
+        for group, counts in self.num_pages.items():
+            counts[slot] = len(request.pages[group])
+        place = bisect_left(self._ranks, request.rank)
+        self._ranks.insert(place, request.rank)
+        self.order = np.insert(self.order, place, slot)
+
+    def remove(self, request: Scheduled) -> None:
+        """Takes the slot back; the request keeps the tokens that the host has."""
+        slot = request.slot
+        request.tokens = self.tokens[slot, : self.committed[slot]].copy()
+        request.slot = -1
+        self.ticket[slot], self.requests[slot] = -1, None
+        place = bisect_left(self._ranks, request.rank)
+        del self._ranks[place]
+        self.order = np.delete(self.order, place)
+        self._free.append(slot)
+
+    def stopped(self, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these sampled ids end the completion in their slot."""
+        hit = (self._stops[slots] == ids[:, None]).any(axis=1)
+        return hit & (self.committed[slots] - self.prompt_length[slots] >= self.min_tokens[slots])
+
+    def _set_stops(self, slot: int, ids: tuple[int, ...]) -> None:
+        if len(ids) > self._stops.shape[1]:
+            wider = np.full((len(self._stops), len(ids)), _NO_STOP, dtype=np.int64)
+            wider[:, : self._stops.shape[1]] = self._stops
+            self._stops = wider
+        self._stops[slot] = _NO_STOP
+        self._stops[slot, : len(ids)] = ids

@@ -1,0 +1,65 @@
+"""What a step needs besides weights and state, in bytes: activations, logits, the sampler, kernels' own copies.
+
+Predicted from the bound sites' costs, which count what a row reads and writes. Every value is written once and read
+once, so half of a layer's sum is what the layer writes, as if nothing of it were freed before its end; the widest site
+counts once more, for kernels that keep their operand in an order of their own. A reference computes in float32: it
+takes that beside its operands, and its weight in float32 as well.
+
+Not seen: kernels that gather a request's pages before they attend (torch's do, the host's and Triton's do not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ..ops.bound import BoundSite
+from ..ops.discovery import ops as all_ops
+from ..ops.types import Site, Work
+
+SAMPLER_COPIES = 10
+"""Rows of float32 logits that the sampler holds beside its input where rows are drawn, filtered, penalized and masked
+in one step: 8.1 (`sample_torch`) and 9.6 (the reference) were seen; tests/runtime/test_workspace.py looks again."""
+PENALTY_TOKEN_BYTES = 20
+"""For each token of a row's text where it is penalized: the id, and three masks in float32."""
+
+_INDEX_BYTES = 96  # slots, positions, ids, page slots of a token and what they are made of: twelve int64
+_UNIT = 1024
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """row_bytes: of a token. logits_bytes: of a row that yields logits, the sampler's copies not counted.
+    fixed_bytes: whatever the step's size."""
+
+    row_bytes: int
+    logits_bytes: int
+    fixed_bytes: int = 0
+
+
+def step_needs(sites: Iterable[BoundSite], vocabulary_size: int) -> StepNeeds:
+    """Of a step of the model whose sites these are."""
+    served = [each for site in sites for each in _served(site)]
+    rows = [_row_bytes(site, by_reference=by_reference) for site, by_reference in served if site.rows == "tokens"]
+    upcast = [4 * prod(weight.shape) for site, by_reference in served if by_reference for weight in site.weights]
+    row_bytes = _INDEX_BYTES + int(sum(rows) / 2 + max(rows, default=0.0))
+    return StepNeeds(row_bytes, torch.float32.itemsize * vocabulary_size, max(upcast, default=0))
+
+
+def _served(bound: BoundSite) -> Iterator[tuple[Site, bool]]:
+    """The sites that run, each with whether a reference serves any of its rows."""
+    if bound.parts:
+        for part in bound.parts:
+            yield from _served(part)
+    else:
+        yield bound.site, any(choice.chosen == "reference" for choice in bound.choices)
+
+
+def _row_bytes(site: Site, *, by_reference: bool) -> float:
+    """What one row of one layer reads and writes; the weight is read whatever the rows."""
+    cost = all_ops()[site.op].cost
+    moved = (cost(site, Work(_UNIT, 0, 0, 0)).num_bytes - cost(site, Work(0, 0, 0, 0)).num_bytes) / _UNIT
+    return moved * (1 + 4 / site.dtypes["x"].itemsize) if by_reference else moved
