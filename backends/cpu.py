@@ -153,9 +153,12 @@ class CpuBackend(Backend):
         return piece
 
     def usage(self, device: torch.device) -> Usage | None:
-        """Resident memory of the process: interpreter and libraries are part of it."""
+        """Resident memory of the process without what lies in files, the code of libraries above all, which grows with
+        whatever is used first; the peak is told apart from it by what of files is resident now."""
         status = parse_meminfo(text_of(self._root / "proc/self/status"))
-        return Usage(status["VmRSS"], status["VmHWM"]) if {"VmRSS", "VmHWM"} <= set(status) else None
+        if not {"VmRSS", "VmHWM", "RssFile"} <= set(status):
+            return None
+        return Usage(status["VmRSS"] - status["RssFile"], status["VmHWM"] - status["RssFile"])
 
     def forget_peak(self, device: torch.device) -> None:
         with suppress(OSError):  # https://docs.kernel.org/filesystems/proc.html: 5 resets the peak

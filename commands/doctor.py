@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,12 +20,46 @@ _PACKAGES = ("torch", "triton", "tokenizers", "safetensors", "huggingface_hub", 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
 
 
-def doctor(as_object: options.AsJson = False) -> None:
-    """Check the environment. Ends with 0 if a model can run here."""
+@options.with_engine
+def doctor(
+    engine: dict[str, Any],
+    model: options.ModelArgument = None,
+    model_option: options.ModelOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load the model, run the largest steps, and measure what was predicted.")
+    ] = False,
+    as_object: options.AsJson = False,
+) -> None:
+    """Check the environment. Ends with 0 if a model can run here.
+
+    With a MODEL or an engine's option: what that engine would take of the memory, part by part. It is not loaded; where
+    it does not fit, what is short and which option cures it.
+    """
+    named = options.one_model(model, model_option)
     findings = examined()
+    if findings["can_run"] and (named is not None or engine or measure):
+        findings["engine"] = planned(named, engine, measure=measure)
     print(json.dumps(findings) if as_object else shown(findings))
     if not findings["can_run"]:
         raise typer.Exit(1)
+
+
+def planned(model: str | None, engine: dict[str, Any], *, measure: bool) -> dict[str, Any]:
+    """What was decided of an engine, predicted and, if wanted, measured. Errors: those of `LLM`."""
+    from ..runtime.build import build_measured
+    from ..runtime.describe import describe as decisions
+    from ..runtime.holdings import run_and_measure
+    from ..runtime.options import Options
+    from ..runtime.start import decide
+
+    decided = decide(Options(model=model, **engine))
+    plan: dict[str, Any] = {"decisions": decisions(decided), "predicted_bytes": decided.ledger.predicted}
+    if measure:
+        built = build_measured(decided)
+        run_and_measure(built.engine, built.holdings)
+        plan["measured"] = {name: found._asdict() for name, found in built.holdings.measured().items()}
+        plan["comparison"] = built.holdings.lines()
+    return plan
 
 
 def examined() -> dict[str, Any]:
@@ -112,7 +146,9 @@ def shown(findings: dict[str, Any]) -> str:
     ]
     verdict = "a model can run here" if findings["can_run"] else "nothing can run here: see what is missing"
     problems = [("missing", f"{name}: {reason}") for name, reason in findings["problems"].items()]
-    return fields([*lines, *problems, ("verdict", verdict)])
+    plan = findings.get("engine", {})
+    engine = "".join(f"\n{line}" for line in [*plan.get("decisions", ()), *plan.get("comparison", ())])
+    return fields([*lines, *problems, ("verdict", verdict)]) + ("\n" + engine if engine else "")
 
 
 def _device(device: dict[str, Any]) -> str:

@@ -117,6 +117,11 @@ class _Memory:
 class _Operations(TorchDispatchMode):
     """Records torch's operations."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to be told to skip it, torch's compiler would be loaded, 140 MiB that nothing here compiles with."""
+        return False
+
     def __init__(self, calls: list[tuple[Call, Merge | None]], memory: _Memory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._calls, self._memory = calls, memory

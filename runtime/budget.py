@@ -13,7 +13,7 @@ from .fields import shown
 GIB, MIB = 2**30, 2**20
 
 _UNITS = {"gib": GIB, "mib": MIB, "gb": 10**9, "mb": 10**6}
-_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(GiB|MiB|GB|MB)?", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(GiB|MiB|GB|MB)?", re.IGNORECASE | re.ASCII)
 _ACCELERATOR_SHARE, _HOST_SHARE = 0.92, 0.5
 
 
@@ -73,6 +73,6 @@ def size_option(num_bytes: int, most_bytes: int) -> str:
     """The shortest value for `--memory` of at least `num_bytes` and at most `most_bytes`: tenths of a GiB, else MiB."""
     tenths = -(-num_bytes * 10 // GIB)
     if num_bytes >= GIB and tenths * GIB <= most_bytes * 10:
-        return f"{tenths / 10:g}GiB"
+        return f"{tenths // 10}.{tenths % 10}GiB"
     whole = -(-num_bytes // MIB)
     return f"{whole}MiB" if whole * MIB <= most_bytes else "1.0"

@@ -126,10 +126,13 @@ class Engine:
         failed = np.isnan(sampled.logprobs)
         committed = self.scheduler.commit(planned, sampled.ids, failed)
         self._ended += [Ended(*each, _NAN if each[1] == "error" else None) for each in committed.ended]
-        rows = committed.rows[~failed[committed.rows]]
+        rows = committed.rows[~failed[committed.rows]] if failed.any() else committed.rows
         self._sampled_tokens += len(rows)
-        tokens = sampled.ids[rows], sampled.logprobs[rows]
-        return planned.numbers[rows], *tokens, sampled.top_ids[rows], sampled.top_logprobs[rows]
+        columns = planned.numbers, sampled.ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs
+        if len(rows) == len(sampled.ids):
+            return columns
+        numbers, ids, logprobs, top_ids, top_logprobs = columns
+        return numbers[rows], ids[rows], logprobs[rows], top_ids[rows], top_logprobs[rows]
 
     def _abort_overdue(self) -> None:
         now_s = self._clock()

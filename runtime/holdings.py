@@ -119,14 +119,26 @@ def run_largest(engine: Engine, max_num_seqs: int, max_num_batched_tokens: int) 
     limits = engine.limits
     params = SamplingParams(
         max_tokens=_DRAWS, ignore_eos=True, temperature=0.8, top_p=0.9, top_k=50, min_p=0.001, repetition_penalty=1.1,
-        allowed_token_ids=[1 % limits.vocabulary_size, 0], logprobs=1,
+        allowed_token_ids=list(range(min(limits.vocabulary_size, 1000))), logprobs=1,
     )  # fmt: skip
     longest = max(min(limits.max_model_len, limits.kv_cache_tokens) - _DRAWS, 1)
     left = max_num_batched_tokens
     for number in range(max_num_seqs):
         length = min(longest, max(left, _PROMPT))
         left -= length
-        ids = np.zeros(length, dtype=np.int64)
-        engine.submit(Submission(number=number, prompt_ids=ids, params=params, salt=str(number)))
+        # Of another salt each, so that none finds the prefix of another.
+        prompt = np.zeros(length, dtype=np.int64)
+        engine.submit(
+            Submission(number=number, prompt_ids=prompt, params=params, salt=f"{engine.counters().steps} {number}")
+        )
     while engine.has_work:
         engine.step()
+
+
+def run_and_measure(engine: Engine, holdings: Holdings) -> None:
+    """Runs the largest steps, so that `measured` tells the workspace. A small one comes first: what it loads of torch
+    and of the interpreter is not the engine's."""
+    needs = holdings.ledger.needs
+    run_largest(engine, 1, _PROMPT)
+    holdings.start(forget_peak=True)
+    run_largest(engine, needs.max_num_seqs, needs.max_num_batched_tokens)

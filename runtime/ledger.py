@@ -7,7 +7,8 @@ S slots, C tokens of the longest request, T tokens of a step, L = min(S, T) rows
     requests   the slot table, S × (8 C + 4 a page of C of each group + 56); on the host the scheduler's columns are in
                the same memory: S × (4 C + 80)
     workspace  T × a row of a layer + L × (4 V × (1 + the sampler's copies) + 20 C), and the step's page tables
-    graphs     over their sizes, rows × (a row of a layer + 4 V), as if no two of them shared memory
+    graphs     rows × (a row of a layer + 4 V), over all sizes; where they share a pool those of the largest, with 8 V:
+               what it yields, and the place where all leave their logits
 
 The page pool gets what the others leave of the budget, at most S requests of C tokens. Outside the budget: interpreter,
 libraries, driver. What `workspace` does not see is said in `workspace.py`.
@@ -42,7 +43,8 @@ Limit = Literal["memory", "requests", "asked"]
 @dataclass(frozen=True)
 class Needs:
     """What an engine's memory follows from. max_model_len: the longest request that is wanted; `is_length_asked`:
-    it was asked for, so a shorter one will not do. has_columns: the scheduler's columns lie in the same memory."""
+    it was asked for, so a shorter one will not do. has_columns: the scheduler's columns lie in the same memory.
+    is_pool_shared: graphs use one memory in turn."""
 
     weight_bytes: int
     weights: str
@@ -56,6 +58,7 @@ class Needs:
     max_num_batched_tokens: int
     has_graphs: bool
     has_columns: bool
+    is_pool_shared: bool = False
 
     @property
     def page_unit(self) -> int:
@@ -98,8 +101,10 @@ class Needs:
         )
 
     def graph_bytes(self, length: int) -> int:
-        row = self.step.row_bytes + self.step.logits_bytes + 4 * sum(self.num_pages(length).values())
-        return sum(self.graph_sizes) * row
+        row, sizes = self.step.row_bytes + 4 * sum(self.num_pages(length).values()), self.graph_sizes
+        if self.is_pool_shared:
+            return max(sizes, default=0) * (row + 2 * self.step.logits_bytes)
+        return sum(sizes) * (row + self.step.logits_bytes)
 
     def total_bytes(self, length: int, tokens: int) -> int:
         fixed = self.weight_bytes + self.slot_bytes(length) + self.workspace_bytes(length) + self.graph_bytes(length)
@@ -167,7 +172,7 @@ class Ledger:
             "requests": "all that can run at once",
             "asked": "as asked for",
         }[self.limit]
-        return f"{held:,} requests of {self.max_model_len:,} ({why})"
+        return f"{held:,} {'request' if held == 1 else 'requests'} of {self.max_model_len:,} ({why})"
 
     def _shortened(self) -> str:
         wanted = self.needs.max_model_len
@@ -230,6 +235,9 @@ def _cures(needs: Needs, budget: Budget) -> Iterator[str]:
         asked["max_model_len"] = needs.max_model_len
     if needs.kv_cache_tokens is not None:
         asked["kv_cache_tokens"] = needs.kv_cache_tokens
+
+    if needs.has_graphs and replace(needs, has_graphs=False).total_bytes(*needs.least) <= budget.num_bytes:
+        yield "--no-graphs"
 
     for name, value in asked.items():
 

@@ -22,7 +22,7 @@ from ..ops.layouts import PAGES_PHSD, ROW_MAJOR
 from ..ops.state import StateGroup
 from ..ops.types import Format, Site, dtype_name
 from .arena import arena_bytes
-from .budget import GIB, Budget, budget
+from .budget import Budget, budget
 from .checkpoint import resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
@@ -33,7 +33,8 @@ from .model import Model, Parameter, find_model
 from .options import DTYPES, Options, find_format, policy, run_dtype, token_budget
 from .workspace import StepNeeds, step_needs
 
-__all__ = ["GIB", "Decisions", "decide", "model_sites", "place", "resolve_model"]
+_TRACED_TOKENS = 2 * 16
+"""Of each state group in `loading.trace`."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,17 @@ def decide(options: Options) -> Decisions:
 def _settle(
     options: Options, where: _Device, model: _Model, cures: Callable[[], Sequence[str]] = tuple
 ) -> tuple[Binding, Ledger]:
-    """OutOfMemory, from what weights and state take at least: before the trace, which makes a page of each group."""
-    fit(_needs(options, where, model, None), where.budget, cures)
+    """OutOfMemory: before the trace, which makes two pages of each group, if the device has not even those free."""
+    free_bytes = where.budget.free_bytes
+    untraced = replace(_needs(options, where, model, None), max_model_len=_TRACED_TOKENS, max_num_seqs=1)
+    fit(untraced, Budget(free_bytes, free_bytes, "all that is free"), cures)
     sites = trace(model.model_class, model.config, model.config.dtype, model.quantization)
     binding = bind(sites, where.profile, policy(options), missing=discovery.missing_languages())
     return binding, fit(_needs(options, where, model, binding), where.budget, cures)
 
 
 def _needs(options: Options, where: _Device, model: _Model, binding: Binding | None) -> Needs:
-    """What the memory follows from; without a binding, what is known of it: no workspace, no graphs."""
+    """What the memory follows from; without a binding, what is known before: weights, and tokens for pages."""
     smallest = {group.name: PageDemand(PAGES_PHSD, 1) for group in model.groups}
     layouts = sorted({layout.name for layout in binding.weight_layouts.values()}) if binding else []
     vocabulary_size = model.config.vocabulary_size
@@ -166,12 +169,13 @@ def _needs(options: Options, where: _Device, model: _Model, binding: Binding | N
         page_demands=binding.page_demands if binding else smallest,
         step=step_needs(binding.sites, vocabulary_size) if binding else StepNeeds(0, 0),
         max_model_len=options.max_model_len or model.config.max_positions,
-        is_length_asked=options.max_model_len is not None,
-        kv_cache_tokens=options.kv_cache_tokens,
+        is_length_asked=binding is not None and options.max_model_len is not None,
+        kv_cache_tokens=options.kv_cache_tokens if binding else None,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=token_budget(options, where.profile),
         has_graphs=binding is not None and options.graphs is not False and where.backend.captures,
         has_columns=where.device.type == "cpu",
+        is_pool_shared=where.backend.is_asynchronous,
     )
 
 

@@ -44,7 +44,7 @@ class Step:
     pages: by state group, [n, 3] (slot, index in its table, page).
     spans: [B, 3] (slot, first position, count): tokens to compute, in batch order.
     logits: [L, 2] (span, position in the span): which rows yield logits, and so a sampled token.
-    num_logprobs, random, filtered, penalized: what the sampled rows ask for in sum.
+    num_logprobs, random, filtered, penalized: what any running request asks for; each row's own stand in its slot.
     masks: by index into `logits`, the allowed-token words [ceil(V/32)] of a row that has a host mask.
     ancestors: [T, W] of a tree of draft tokens, or None for the causal rule.
     adapter_slots: [B] adapter of each span, or None. embeddings: (row, values) given in place of ids.

@@ -1,18 +1,19 @@
 """What a step needs besides weights and state, in bytes: activations, logits, the sampler, kernels' own copies.
 
-Predicted from the bound sites' costs, which count what a row reads and writes. Every value is written once and read
-once, so half of a layer's sum is what the layer writes, as if nothing of it were freed before its end; the widest site
-counts once more, for kernels that keep their operand in an order of their own. A reference computes in float32: it
-takes that beside its operands, and its weight in float32 as well.
+Predicted from the bound sites' costs, which count what a row reads and writes: what is written as if nothing of it were
+freed before the end of a layer, and what is read once more, for kernels that keep their operand in an order of their
+own and for what an allocator does not give back. A reference computes in float32: it takes that beside its operands,
+and its weight in float32 as well. A bound from above for devices whose kernels copy nothing.
 
-Not seen: kernels that gather a request's pages before they attend (torch's do, the host's and Triton's do not).
+Not seen, as a kernel does not say it: pages that are gathered before they are attended to (torch's kernel does so), and
+the partial sums of keys that are split (Triton's).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import torch
 
@@ -45,7 +46,7 @@ def step_needs(sites: Iterable[BoundSite], vocabulary_size: int) -> StepNeeds:
     served = [each for site in sites for each in _served(site)]
     rows = [_row_bytes(site, by_reference=by_reference) for site, by_reference in served if site.rows == "tokens"]
     upcast = [4 * prod(weight.shape) for site, by_reference in served if by_reference for weight in site.weights]
-    row_bytes = _INDEX_BYTES + int(sum(rows) / 2 + max(rows, default=0.0))
+    row_bytes = _INDEX_BYTES + ceil(sum(rows))
     return StepNeeds(row_bytes, torch.float32.itemsize * vocabulary_size, max(upcast, default=0))
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ambidex.bench.shapes import SHAPES, write_checkpoint
 from ambidex.cli import app, run
+from ambidex.commands import options
 from ambidex.commands.failures import EXIT_CODES, describe
 from ambidex.runtime import errors
+from ambidex.runtime.options import Options
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -128,6 +131,41 @@ def test_doctor(capsys: Capture) -> None:
     assert findings["threads"] >= 1
     assert run(["doctor"]) == 0
     assert "a model can run here" in capsys.readouterr().out
+
+
+def test_doctor_says_what_an_engine_would_take(model: Path, capsys: Capture) -> None:
+    plan = ask(capsys, "doctor", model, "--memory", "50MiB", "--max-num-seqs", "4", "--enforce-eager")["engine"]
+    assert plan["predicted_bytes"]["graphs"] == 0
+    assert 0 < sum(plan["predicted_bytes"].values()) <= 50 << 20
+    assert any("4 requests of 1,024 (all that can run at once)" in line for line in plan["decisions"])
+    assert "engine" not in ask(capsys, "doctor")
+    code, line = fail(capsys, "doctor", model, "--memory", "1MiB", "--no-graphs")
+    assert code == 7
+    assert "of memory are missing" in line
+    assert "what cures it: --memory" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engine"),
+    [
+        ([], {}),
+        (["--memory", "2GiB", "--no-overlap"], {"memory": "2GiB", "overlap": False}),
+        (["--enforce-eager", "--no-prefix-caching"], {"graphs": False, "prefix_caching": False}),
+        (["--graphs", "--dtype", "auto", "--step-budget-ms", "5"], {"graphs": True, "step_budget_ms": 5.0}),
+        (["--kernel", "linear=reference", "--kernel", "a=b"], {"kernels": {"linear": "reference", "a": "b"}}),
+    ],
+)
+def test_engine_options_reach_the_engine_if_they_were_given(arguments: list[str], engine: dict[str, Any]) -> None:
+    seen: dict[str, Any] = {}
+
+    def command(engine: dict[str, Any], model: options.ModelArgument = None) -> None:
+        seen.update(engine, model=model)
+
+    small = typer.Typer()
+    small.command()(options.with_engine(command))
+    assert CliRunner().invoke(small, ["here", *arguments]).exit_code == 0
+    assert seen == {**engine, "model": "here"}
+    assert set(options.ENGINE) - {"kernel"} <= set(Options.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("profile", ["amd-mi300x", "nvidia-h200-sxm"])

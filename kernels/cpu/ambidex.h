@@ -22,7 +22,7 @@
 
 #include <stdint.h>
 
-#define AMBIDEX_INTERFACE_VERSION 2
+#define AMBIDEX_INTERFACE_VERSION 3
 #define AMBIDEX_API __attribute__((visibility("default")))
 
 typedef enum {
@@ -232,10 +232,46 @@ typedef struct {
 
 AMBIDEX_API int32_t ambidex_paged_attention(const ambidex_attention_args *args);
 
-/* ---- argmax ------------------------------------------------------------------------------------------------------ *
- * out[m] = the first column of the largest x[m, :] (float32). NaN is never larger; a row of NaN gives 0. */
-AMBIDEX_API int32_t ambidex_argmax(int32_t level, const float *x, int64_t x_stride, int64_t num_rows,
-                                   int64_t num_columns, int64_t *out);
+/* ---- sampling ---------------------------------------------------------------------------------------------------- *
+ * The token of each row of logits, its log-probability, and the `num_top` likeliest (falling, of equals the first):
+ *   log-probabilities are of the raw logits: x - log Σ e^x; NaN throughout a row that holds a NaN or +inf.
+ *   allowed = the logits, -inf where bit v % 32 of mask word v / 32 is 0; then, for each token among the row's `lengths`
+ *   tokens, the repetition penalty x > 0 ? x / r : x·r, less frequency · count + presence · [count > 0], counted from
+ *   token `prompt_length` on.
+ *   Temperature 0, or a row without log-probabilities: the first of the largest allowed (NaN is never larger).
+ *   Else z = allowed / temperature; min-p keeps z ≥ max z + log(min_p), then top-k the first k in falling order (equals
+ *   by column), then top-p those of them before which less than top_p of their probability lies, and the first; the
+ *   token is argmax z_v + g_v, g the Gumbel noise of word v % 4 of Philox 4x32-10 at counter (v / 4, position), key seed.
+ * A group of pointers may be null together: nobody draws, filters, is penalised or masked. */
+typedef struct {
+    int32_t level;
+    int32_t num_top;     /* n ≤ V */
+    int64_t num_rows;    /* M */
+    int64_t num_columns; /* V < 2^31 - 1 */
+    const float *logits; /* [M, V] */
+    int64_t logits_stride;
+    int64_t *ids;         /* [M] */
+    float *logprobs;      /* [M] */
+    int64_t *top_ids;     /* [M, n] */
+    float *top_logprobs;  /* [M, n] */
+    float *allowed;       /* [M, V], written; null where there is neither mask nor penalty */
+    const int32_t *mask;  /* [M, ceil(V / 32)], or null */
+    const int64_t *tokens; /* [M, ≥ length]: prompt, then output, each in [0, V); with what follows, or null */
+    int64_t tokens_stride;
+    const int64_t *prompt_lengths; /* [M] */
+    const int64_t *lengths;        /* [M] */
+    const float *repetition;       /* [M] */
+    const float *presence;         /* [M] */
+    const float *frequency;        /* [M] */
+    const float *temperature;      /* [M]; with seeds and positions, or null */
+    const int64_t *seeds;          /* [M] */
+    const int64_t *positions;      /* [M] */
+    const int64_t *top_k;          /* [M], 0: off; with top_p (1: off) and min_p (0: off), or null */
+    const float *top_p;            /* [M] */
+    const float *min_p;            /* [M] */
+} ambidex_sample_args;
+
+AMBIDEX_API int32_t ambidex_sample(const ambidex_sample_args *args);
 
 /* ---- recorded calls ---------------------------------------------------------------------------------------------- *
  * Runs calls one after another, as if each had been made, and stops at the first that refuses: its status. */
@@ -244,7 +280,8 @@ typedef enum {
     AMBIDEX_RMS_NORM = 1,
     AMBIDEX_QKV_ROPE_STORE = 2,
     AMBIDEX_PAGED_ATTENTION = 3,
-    AMBIDEX_UNPACK_ROWS = 4
+    AMBIDEX_UNPACK_ROWS = 4,
+    AMBIDEX_SAMPLE = 5
 } ambidex_function;
 
 typedef struct {

@@ -137,6 +137,38 @@ class UnpackArgs(ctypes.Structure):
     ]
 
 
+class SampleArgs(ctypes.Structure):
+    """`ambidex_sample_args`."""
+
+    _fields_ = [
+        ("level", c_int32),
+        ("num_top", c_int32),
+        ("num_rows", c_int64),
+        ("num_columns", c_int64),
+        ("logits", c_void_p),
+        ("logits_stride", c_int64),
+        ("ids", c_void_p),
+        ("logprobs", c_void_p),
+        ("top_ids", c_void_p),
+        ("top_logprobs", c_void_p),
+        ("allowed", c_void_p),
+        ("mask", c_void_p),
+        ("tokens", c_void_p),
+        ("tokens_stride", c_int64),
+        ("prompt_lengths", c_void_p),
+        ("lengths", c_void_p),
+        ("repetition", c_void_p),
+        ("presence", c_void_p),
+        ("frequency", c_void_p),
+        ("temperature", c_void_p),
+        ("seeds", c_void_p),
+        ("positions", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+    ]
+
+
 class Call(ctypes.Structure):
     """`ambidex_call`."""
 

@@ -10,6 +10,7 @@
 #define v_fma(a, b, c) ((v_float)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
 #define v_max(a, b) ((v_float)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define v_largest(v) _mm512_reduce_max_ps((__m512)(v))
+#define v_has_any(mask) _mm512_test_epi32_mask((__m512i)(mask), (__m512i)(mask))
 #define v_store_bf16(p, v) _mm256_storeu_si256((void *)(p), (__m256i)_mm512_cvtneps_pbh((__m512)(v)))
 #define TILE_ROWS 14
 #define TILE_PANELS 2

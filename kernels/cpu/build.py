@@ -19,8 +19,8 @@ from pathlib import Path
 
 LIBRARY_NAME = "libambidex_cpu.so"
 SOURCES = (
-    "machine.c", "pool.c", "calls.c", "pack.c", "rows.c", "linear.c", "attention.c", "amx.c", "avx512.c", "avx2.c",
-    "generic.c",
+    "machine.c", "pool.c", "calls.c", "pack.c", "rows.c", "linear.c", "attention.c", "sample.c", "draw.c", "amx.c",
+    "avx512.c", "avx2.c", "generic.c",
 )  # fmt: skip
 FLAGS = (
     "-std=gnu11",

@@ -8,6 +8,7 @@ static int32_t run_call(const ambidex_call *call) {
     case AMBIDEX_QKV_ROPE_STORE: return ambidex_qkv_rope_store(call->args);
     case AMBIDEX_PAGED_ATTENTION: return ambidex_paged_attention(call->args);
     case AMBIDEX_UNPACK_ROWS: return ambidex_unpack_rows(call->args);
+    case AMBIDEX_SAMPLE: return ambidex_sample(call->args);
     default: return AMBIDEX_BAD_POINTER;
     }
 }

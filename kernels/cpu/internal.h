@@ -127,7 +127,10 @@ typedef struct {
     void (*pack_values)(char *panels, const char *const *rows, int64_t head_size, int32_t dtype, int32_t left_dtype);
     void (*softmax)(const softmax_args *);
     void (*store_attention)(char *out, const float *o, int64_t o_panel, float *sum, int64_t head_size, int32_t dtype);
-    int64_t (*argmax_row)(const float *row, int64_t num_columns);
+    float (*max_of_row)(const float *x, int64_t count);
+    float (*exp_sum)(const float *x, int64_t count, float scale, float shift);
+    int64_t (*first_above)(const float *x, int64_t begin, int64_t end, float limit);
+    void (*mask_row)(float *out, const float *x, const int32_t *words, int64_t count);
     uint64_t (*read)(const char *buffer, int64_t num_bytes);
 } kernel_set;
 
@@ -138,6 +141,25 @@ extern const kernel_set ambidex_avx2, ambidex_avx512;
 #if AMBIDEX_HAS_AMX
 extern const kernel_set ambidex_amx;
 #endif
+
+/* A column of a row, and its value. */
+typedef struct {
+    float value;
+    int32_t token;
+} candidate;
+
+/* What a row that draws asks for; largest: its first largest column. */
+typedef struct {
+    const float *logits;
+    int64_t num_columns, largest;
+    float temperature;
+    int64_t seed, position;
+    int64_t top_k;
+    float top_p, min_p;
+} draw_args;
+
+/* The column drawn; -1: no memory. Called from a body that ambidex_run runs. */
+int64_t ambidex_draw(const kernel_set *kernels, const draw_args *draw);
 
 /* The kernels of a level, or null where the library lacks it. */
 const kernel_set *ambidex_kernels_of(int32_t level);

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from ...ops import recording
-from .arguments import AttentionArgs, Call, LinearArgs, NormArgs, QkvArgs, UnpackArgs
+from .arguments import AttentionArgs, Call, LinearArgs, NormArgs, QkvArgs, SampleArgs, UnpackArgs
 from .build import LIBRARY_NAME
 
-INTERFACE_VERSION = 2
+INTERFACE_VERSION = 3
 
 
 class LibraryMissing(RuntimeError):
@@ -49,6 +49,7 @@ class Function(enum.IntEnum):
     QKV_ROPE_STORE = 2
     PAGED_ATTENTION = 3
     UNPACK_ROWS = 4
+    SAMPLE = 5
 
 
 class Status(enum.IntEnum):
@@ -77,8 +78,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "rms_norm": (c_int32, [POINTER(NormArgs)]),
     "qkv_rope_store": (c_int32, [POINTER(QkvArgs)]),
     "paged_attention": (c_int32, [POINTER(AttentionArgs)]),
+    "sample": (c_int32, [POINTER(SampleArgs)]),
     "run_calls": (c_int32, [POINTER(Call), c_int64]),
-    "argmax": (c_int32, [c_int32, c_void_p, c_int64, c_int64, c_int64, c_void_p]),
 }
 
 
@@ -121,6 +122,11 @@ class Library:
             raise _refusal("unpack_rows", status)
         recording.note(self.functions.ambidex_unpack_rows, args, merge=self._merge)
 
+    def sample(self, args: SampleArgs) -> None:
+        if status := self.functions.ambidex_sample(args):
+            raise _refusal("sample", status)
+        recording.note(self.functions.ambidex_sample, args, merge=self._merge)
+
     def _merge(self, calls: list[recording.Call]) -> recording.Call:
         """Noted calls, replayed by one."""
         structs = [arguments[0] for _, arguments in calls]
@@ -131,10 +137,6 @@ class Library:
     def _run_calls(self, calls: ctypes.Array[Call], structs: list[ctypes.Structure]) -> int:
         """`structs`: what the calls point to, kept alive."""
         return int(self.functions.ambidex_run_calls(calls, len(calls)))
-
-    def argmax(self, level: int, x: int, x_stride: int, num_rows: int, num_columns: int, out: int) -> None:
-        if status := self.functions.ambidex_argmax(level, x, x_stride, num_rows, num_columns, out):
-            raise _refusal("argmax", status)
 
     def packed_bytes(self, num_outputs: int, num_inputs: int, dtype: int) -> int:
         size = int(self.functions.ambidex_packed_bytes(num_outputs, num_inputs, dtype))

@@ -1,4 +1,4 @@
-/* Entry points that treat each row for itself: norms, queries/keys/values, argmax. */
+/* Entry points that treat each row for itself: norms, queries/keys/values. */
 #include "internal.h"
 
 typedef struct {
@@ -60,28 +60,5 @@ int32_t ambidex_qkv_rope_store(const ambidex_qkv_args *args) {
     for (int64_t t = 0; t < args->num_tokens; t++)
         if (args->slots[t] < -1 || args->slots[t] >= args->num_pages * args->page_size) return AMBIDEX_BAD_SHAPE;
     run_rows((rows_state){kernels, args, args->num_tokens, 0, qkv_one}, args->qkv_stride);
-    return AMBIDEX_OK;
-}
-
-typedef struct {
-    const float *x;
-    int64_t x_stride, num_columns;
-    int64_t *out;
-} argmax_args;
-
-static void argmax_one(const kernel_set *kernels, const void *pointer, int64_t row) {
-    const argmax_args *args = pointer;
-    args->out[row] = kernels->argmax_row(args->x + row * args->x_stride, args->num_columns);
-}
-
-int32_t ambidex_argmax(int32_t level, const float *x, int64_t x_stride, int64_t num_rows, int64_t num_columns,
-                       int64_t *out) {
-    const kernel_set *kernels = ambidex_kernels_of(level);
-    if (!kernels) return AMBIDEX_BAD_LEVEL;
-    if (num_rows < 0 || num_columns < 1 || x_stride < num_columns) return AMBIDEX_BAD_SHAPE;
-    if (num_rows == 0) return AMBIDEX_OK;
-    if (!x || !out) return AMBIDEX_BAD_POINTER;
-    argmax_args args = {x, x_stride, num_columns, out};
-    run_rows((rows_state){kernels, &args, num_rows, 0, argmax_one}, num_columns);
     return AMBIDEX_OK;
 }

@@ -3,7 +3,7 @@
  *   TILE_ROWS and TILE_PANELS (what fits the registers), and
  *   WIDENING_ROWS (the same where panels of bf16 are widened) or, where the processor multiplies bf16,
  *   BF16_TILE, BF16_ROWS, BF16_PANELS, BF16_PLAIN_ROWS, PACK_KEYS and PACK_VALUES;
- *   optionally v_largest(v) (the maximum of its lanes) and v_store_bf16(p, v).
+ *   optionally v_largest(v) (the maximum of its lanes), v_has_any(mask) and v_store_bf16(p, v).
  * Every loop over 16 columns runs over GROUP vectors, the same arithmetic in each lane: where a column lies changes no
  * bits.
  */
@@ -12,6 +12,7 @@
 #include "vector_attention.h"
 #include "vector_products.h"
 #include "vector_rows.h"
+#include "vector_sample.h"
 
 #ifdef BF16_TILE
 #define BF16_PRODUCT \
@@ -38,5 +39,8 @@
      .pack_values = PACK_VALUES, \
      .softmax = softmax, \
      .store_attention = store_attention, \
-     .argmax_row = argmax_row, \
+     .max_of_row = max_of_row, \
+     .exp_sum = exp_sum, \
+     .first_above = first_above, \
+     .mask_row = mask_row, \
      .read = read_bytes}

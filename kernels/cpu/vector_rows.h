@@ -1,4 +1,4 @@
-/* Norms, rotary embedding, argmax and reading, row by row; part of vector_kernels.h. */
+/* Norms, rotary embedding and reading, row by row; part of vector_kernels.h. */
 
 INLINE v_group sum_of_inputs(const ambidex_norm_args *args, int64_t row, int64_t k, int64_t count) {
     v_group g = load_group(at(args->x, row * args->x_stride + k, args->dtype), args->dtype, count);
@@ -101,20 +101,6 @@ static TARGET void qkv_token(const ambidex_qkv_args *args, int64_t token) {
         one_head(args, token, at_out(args->k_pages, first + h * size * d, args->dtype), in, args->k_norm);
     for (int64_t h = 0; h < args->num_kv_heads; h++, in += d * size_of(args->dtype))
         memcpy(at_out(args->v_pages, first + h * size * d, args->dtype), in, (size_t)(d * size_of(args->dtype)));
-}
-
-static TARGET int64_t argmax_row(const float *row, int64_t num_columns) {
-    v_float best = v_all(-INFINITY);
-    int64_t whole = num_columns / LANES * LANES;
-    for (int64_t n = 0; n < whole; n += LANES) {
-        v_float v = v_load(row + n);
-        best = v_pick((v_int)(v > best), v, best);
-    }
-    float largest = max_of_vector(best);
-    for (int64_t n = whole; n < num_columns; n++) largest = row[n] > largest ? row[n] : largest;
-    for (int64_t n = 0; n < num_columns; n++)
-        if (row[n] == largest) return n;
-    return 0;
 }
 
 static TARGET uint64_t read_bytes(const char *buffer, int64_t num_bytes) {

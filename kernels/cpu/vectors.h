@@ -95,6 +95,17 @@ INLINE float max_of_vector(v_float v) {
 }
 #endif
 
+#ifdef v_has_any
+#define has_any v_has_any
+#else
+INLINE int has_any(v_int mask) {
+    int64_t words[LANES / 2], any = 0;
+    memcpy(words, &mask, sizeof mask);
+    for (int i = 0; i < LANES / 2; i++) any |= words[i];
+    return any != 0;
+}
+#endif
+
 /* e^x within 2 units in the last place: x = n·ln 2 + f, a polynomial of f (Cephes' coefficients), 2^n by the exponent.
  * 0 below -87.3; the largest finite result above 88.3. */
 INLINE v_float v_exp(v_float x) {

@@ -47,6 +47,7 @@ class Graphs:
         self.sizes, self._backend, self._slots, self._forward = sizes, backend, slots, forward
         self._page_sizes = page_sizes
         self._captured: dict[int, _Captured] = {}
+        self._logits: torch.Tensor | None = None
         self.seconds = 0.0
         self.refusal: str | None = None
         """Why nothing is captured, once that is known."""
@@ -93,13 +94,22 @@ class Graphs:
         logits: list[torch.Tensor] = []
 
         def step() -> None:
-            logits[:] = [self._forward(self._batch(inputs))]
+            logits[:] = [self._kept(self._forward(self._batch(inputs)))]
 
         replay = self._backend.capture(step)
         if replay is None or isinstance(replay, str):
             self.refusal = replay or f"backend {self._backend.name} records nothing"
         else:
             self._captured[size] = _Captured(inputs, logits[0], replay)
+
+    def _kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """Where graphs share one pool of memory, so do their results: kept apart, those of a ladder up to 512 would
+        take more than the weights. The largest graph is captured first."""
+        if not self._backend.is_asynchronous:
+            return logits
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+        return self._logits[: len(logits)].copy_(logits)
 
     def _batch(self, inputs: torch.Tensor) -> Batch:
         """The batch of a decode step, gathered on the device."""

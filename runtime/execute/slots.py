@@ -19,7 +19,7 @@ _INTEGERS = ("top_k", "seed", "prompt_length")
 
 
 class SlotTable:
-    """tokens: [S, C]; page_tables: by group [S, P]; lengths: [S] known tokens; sampling parameters by row of a slot."""
+    """tokens: [S, C]; page_tables: by group [S, P]; lengths: [S] known tokens; sampling parameters [·, S]."""
 
     def __init__(
         self, num_slots: int, max_length: int, max_pages: Mapping[str, int], vocabulary_size: int, device: torch.device
@@ -31,8 +31,8 @@ class SlotTable:
             group: torch.zeros((num_slots, count), dtype=torch.int32, device=device)
             for group, count in max_pages.items()
         }
-        self._reals = torch.zeros((num_slots, len(_REALS)), dtype=torch.float32, device=device)
-        self._integers = torch.zeros((num_slots, len(_INTEGERS)), dtype=torch.int64, device=device)
+        self._reals = torch.zeros((len(_REALS), num_slots), dtype=torch.float32, device=device)
+        self._integers = torch.zeros((len(_INTEGERS), num_slots), dtype=torch.int64, device=device)
 
     def apply(self, step: Step) -> None:
         """Takes in the deltas: moved, then added, then pages. A freed slot keeps its values until somebody takes it."""
@@ -46,13 +46,14 @@ class SlotTable:
 
     def append(self, slots: torch.Tensor, ids: torch.Tensor) -> None:
         """Writes each sampled id behind its slot's tokens."""
-        self.tokens[slots, self.lengths[slots]] = ids
-        self.lengths[slots] += 1
+        lengths = self.lengths[slots]
+        self.tokens[slots, lengths] = ids
+        self.lengths[slots] = lengths + 1
 
     def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
         """The sampler's view of the rows that yield logits."""
-        rows = dict(zip(_REALS, self._reals[slots].unbind(1), strict=True))
-        rows |= dict(zip(_INTEGERS, self._integers[slots].unbind(1), strict=True))
+        rows = dict(zip(_REALS, self._reals[:, slots].unbind(), strict=True))
+        rows |= dict(zip(_INTEGERS, self._integers[:, slots].unbind(), strict=True))
         lengths = self.lengths[slots]
         longest = self.tokens.shape[1] if step.penalized else 0
         return Sampling(
@@ -92,9 +93,9 @@ class SlotTable:
         slots = self.to_device(np.array([each.slot for each in added]))
         self.lengths[slots] = self.to_device(np.array([len(each.tokens) for each in added]))
         for table, names, dtype in ((self._reals, _REALS, np.float32), (self._integers, _INTEGERS, np.int64)):
-            values = [[getattr(each, name) for name in names] for each in added]
-            table[slots] = self.to_device(np.array(values, dtype=dtype))
+            values = [[getattr(each, name) for each in added] for name in names]
+            table[:, slots] = self.to_device(np.array(values, dtype=dtype))
 
     def _move(self, source: int, target: int) -> None:
-        for table in (self.tokens, self.lengths, self._reals, self._integers, *self.page_tables.values()):
+        for table in (self.tokens, self.lengths, self._reals.T, self._integers.T, *self.page_tables.values()):
             table[target] = table[source]

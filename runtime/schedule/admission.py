@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -86,12 +87,13 @@ class Admission:
         return Placed(num_computed, copies)
 
     def would_fit(self, request: Scheduled, leaving: Sequence[Scheduled], reserve: int) -> bool:
-        """Whether its tokens find pages once these have left, counting only what nobody shares with them."""
-        return all(
-            pool.num_free + sum(pool.holders(page) == 1 for each in leaving for page in each.pages[group])
-            >= self._pages(group, len(request.tokens)) + reserve
-            for group, pool in self.pools.items()
-        )
+        """Whether its tokens find pages once these have left, and with them what nobody else holds."""
+        for group, pool in self.pools.items():
+            held = Counter(page for each in leaving for page in each.pages[group])
+            freed = sum(pool.holders(page) == count for page, count in held.items())
+            if pool.num_free + freed < self._pages(group, len(request.tokens)) + reserve:
+                return False
+        return True
 
     def fits(self, request: Scheduled, reserve: int) -> bool:
         return self.would_fit(request, (), reserve)

@@ -55,7 +55,8 @@ class Deltas:
 
     def add_decodes(self, slots: Integers, first: Integers) -> None:
         """One token of each of these, each yielding the next one."""
-        self._decodes = np.stack([slots, first, np.ones_like(slots)], axis=1)
+        self._decodes = np.ones((len(slots), 3), dtype=np.int64)
+        self._decodes[:, 0], self._decodes[:, 1] = slots, first
         self._left -= len(slots)
         if self._pace:
             context = int(first.sum()) + len(slots)
@@ -82,33 +83,34 @@ class Deltas:
 
     def step(self, running: Running, freed: Integers) -> tuple[Step, Integers]:
         """The step, and the slot of each row of its logits."""
-        num_decodes = len(self._decodes)
+        spans, slots = self._decodes, self._decodes[:, 0]
+        if self._chunks:
+            spans = np.concatenate([spans, np.array(self._chunks)])
         sampled = np.array(self._sampled_chunks, dtype=np.int64).reshape(-1, 3)
-        slots = np.concatenate([self._decodes[:, 0], sampled[:, 0]])
+        if len(sampled):
+            slots = np.concatenate([slots, sampled[:, 0]])
         logits = np.zeros((len(slots), 2), dtype=np.int64)
-        logits[:num_decodes, 0] = np.arange(num_decodes)
-        logits[num_decodes:] = sampled[:, 1:]
-        chunks = np.array(self._chunks, dtype=np.int64).reshape(-1, 3)
+        logits[:, 0] = np.arange(len(slots))
+        logits[len(self._decodes) :] = sampled[:, 1:]
         step = Step(
             added=tuple(self._added),
             freed=freed,
             copies={group: np.array(pairs, dtype=np.int64) for group, pairs in self._copies.items()},
             pages={group: rows[0] if len(rows) == 1 else np.concatenate(rows) for group, rows in self._pages.items()},
-            spans=np.concatenate([self._decodes, chunks]) if self._chunks else self._decodes,
+            spans=spans,
             logits=logits,
-            num_logprobs=int(running.num_logprobs[slots].max(initial=0)),
-            random=bool(running.random[slots].any()),
-            filtered=bool(running.filtered[slots].any()),
-            penalized=bool(running.penalized[slots].any()),
-            masks=_masks(running, slots),
+            num_logprobs=running.num_logprobs,
+            random=running.asked["random"] > 0,
+            filtered=running.asked["filtered"] > 0,
+            penalized=running.asked["penalized"] > 0,
+            masks=_masks(running, slots) if running.asked["masked"] else {},
         )
         return step, slots
 
 
 def _masks(running: Running, slots: Integers) -> Mapping[int, NDArray[np.int32]]:
     masks: dict[int, NDArray[np.int32]] = {}
-    for row in np.flatnonzero(running.masked[slots]).tolist():
-        slot = int(slots[row])
+    for row, slot in enumerate(slots.tolist()):
         # `known` counts the token that this very row yields.
         mask = running.at(slot).mask(int(running.known[slot] - 1 - running.prompt_length[slot]))
         if mask is not None:

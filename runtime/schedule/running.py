@@ -7,6 +7,7 @@ number of array operations, however many requests take part.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,10 +15,7 @@ from numpy.typing import NDArray
 
 from .request import Rank, Scheduled
 
-_INTEGERS = (
-    "ticket", "number", "computed", "known", "committed", "prompt_length", "max_length", "min_tokens", "num_logprobs",
-)  # fmt: skip
-_FLAGS = ("random", "filtered", "penalized", "masked")
+_INTEGERS = ("ticket", "number", "computed", "known", "committed", "prompt_length", "max_length", "stoppable_length")
 _NO_STOP = -1
 
 
@@ -27,7 +25,8 @@ class Running:
     ticket: of the admission, -1 for a free slot; a row of a step in flight belongs to the slot's request only if the
     tickets agree. order: the slots in use, who is served first at the front. committed: tokens that the host has;
     known: those and the ones in flight; computed: tokens whose step was planned. tokens: [S, C]. num_pages: by state
-    group, entries of the slot's page table.
+    group, entries of the slot's page table. stoppable_length: from which a stop id ends the completion. asked: how many
+    ask for what (`random`, `filtered`, `penalized`, `masked`), and by number how many for so many log-probabilities.
     """
 
     ticket: NDArray[np.int64]
@@ -37,22 +36,16 @@ class Running:
     committed: NDArray[np.int64]
     prompt_length: NDArray[np.int64]
     max_length: NDArray[np.int64]
-    min_tokens: NDArray[np.int64]
-    num_logprobs: NDArray[np.int64]
-    random: NDArray[np.bool_]
-    filtered: NDArray[np.bool_]
-    penalized: NDArray[np.bool_]
-    masked: NDArray[np.bool_]
+    stoppable_length: NDArray[np.int64]
 
     def __init__(self, num_slots: int, max_length: int, groups: Iterable[str]) -> None:
         for name in _INTEGERS:
             setattr(self, name, np.zeros(num_slots, dtype=np.int64))
-        for name in _FLAGS:
-            setattr(self, name, np.zeros(num_slots, dtype=np.bool_))
         self.ticket.fill(-1)
         self.tokens = np.zeros((num_slots, max_length), dtype=np.int32)  # committed by the system when touched
         self.num_pages = {group: np.zeros(num_slots, dtype=np.int64) for group in groups}
         self.requests: list[Scheduled | None] = [None] * num_slots
+        self.asked: Counter[str | int] = Counter()
         self.order = np.empty(0, dtype=np.int64)
         self._ranks: list[Rank] = []
         self._stops = np.full((num_slots, 1), _NO_STOP, dtype=np.int64)
@@ -77,7 +70,7 @@ class Running:
 
     def add(self, request: Scheduled, num_computed: int) -> None:
         """Gives the request a slot; the first `num_computed` of its tokens need no computing."""
-        slot, params, length = self._free.pop(), request.params, len(request.tokens)
+        slot, length = self._free.pop(), len(request.tokens)
         request.slot, request.ticket = slot, self._num_admitted
         self._num_admitted += 1
         self.requests[slot] = request
@@ -85,9 +78,8 @@ class Running:
         self.computed[slot] = num_computed
         self.known[slot] = self.committed[slot] = length
         self.prompt_length[slot], self.max_length[slot] = request.prompt_length, request.max_length
-        self.min_tokens[slot], self.num_logprobs[slot] = params.min_tokens, params.logprobs or 0
-        self.random[slot], self.filtered[slot] = params.temperature > 0, params.filtered
-        self.penalized[slot], self.masked[slot] = params.penalized, request.is_masked
+        self.stoppable_length[slot] = request.prompt_length + request.params.min_tokens
+        self.asked.update(_asks(request))
         self.tokens[slot, :length] = request.tokens
         self._set_stops(slot, request.stop_ids)
         for group, counts in self.num_pages.items():
@@ -102,6 +94,7 @@ class Running:
         request.tokens = self.tokens[slot, : self.committed[slot]].copy()
         request.slot = -1
         self.ticket[slot], self.requests[slot] = -1, None
+        self.asked.subtract(_asks(request))
         place = bisect_left(self._ranks, request.rank)
         del self._ranks[place]
         self.order = np.delete(self.order, place)
@@ -110,7 +103,12 @@ class Running:
     def stopped(self, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these sampled ids end the completion in their slot."""
         hit = (self._stops[slots] == ids[:, None]).any(axis=1)
-        return hit & (self.committed[slots] - self.prompt_length[slots] >= self.min_tokens[slots])
+        return hit & (self.committed[slots] >= self.stoppable_length[slots])
+
+    @property
+    def num_logprobs(self) -> int:
+        """The most log-probabilities that any of them asks for."""
+        return max((each for each, count in self.asked.items() if count and isinstance(each, int)), default=0)
 
     def _set_stops(self, slot: int, ids: tuple[int, ...]) -> None:
         if len(ids) > self._stops.shape[1]:
@@ -119,3 +117,14 @@ class Running:
             self._stops = wider
         self._stops[slot] = _NO_STOP
         self._stops[slot, : len(ids)] = ids
+
+
+def _asks(request: Scheduled) -> list[str | int]:
+    params = request.params
+    flags = {
+        "random": params.temperature > 0,
+        "filtered": params.filtered,
+        "penalized": params.penalized,
+        "masked": request.is_masked,
+    }
+    return [*(name for name, is_set in flags.items() if is_set), params.logprobs or 0]

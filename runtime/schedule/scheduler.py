@@ -79,7 +79,8 @@ class Scheduler:
         order = running.order
         # The last token of a completion is sampled, not computed.
         pending = np.minimum(running.known[order], running.max_length[order] - 1) - running.computed[order]
-        self._decode(self._grow(order[pending == 1][: self.token_budget], deltas), deltas)
+        # One token each never exceeds the budget: nobody is let in unless all that run found a token's room.
+        self._decode(self._grow(order[pending == 1], deltas), deltas)
         for slot in order[pending > 1].tolist():
             if running.ticket[slot] >= 0:  # else it had to give way
                 self._prefill(running.at(slot), deltas)
@@ -94,12 +95,13 @@ class Scheduler:
             if request.slot >= 0 and request.ticket == ticket:
                 self._share(request, upto)
         alive = running.ticket[slots] == planned.tickets
-        live, taken = slots[alive], ids[alive]
-        running.tokens[live, running.committed[live]] = taken
-        running.committed[live] += 1
+        live, taken, failing = (slots, ids, failed) if alive.all() else (slots[alive], ids[alive], failed[alive])
+        lengths = running.committed[live]
+        running.tokens[live, lengths] = taken
+        lengths += 1
+        running.committed[live] = lengths
         stopped = running.stopped(live, taken)
-        failing = failed[alive]
-        ending = stopped | failing | (running.committed[live] >= running.max_length[live])
+        ending = stopped | failing | (lengths >= running.max_length[live])
         ended = [
             self._end(
                 running.at(int(live[row])), int(taken[row]), failed=bool(failing[row]), stopped=bool(stopped[row])

@@ -188,3 +188,44 @@ def test_allocations_begin_on_a_huge_page_and_are_zero() -> None:
     assert piece.data_ptr() % (2 << 20) == 0
     assert piece.numel() == 5_000_000
     assert not piece.any()
+
+
+def test_an_allocation_is_committed_when_touched_and_on_huge_pages() -> None:
+    backend = CpuBackend()
+    piece = backend.allocate(32 << 20, CPU)
+    if backend.committed_bytes(piece) is None:
+        pytest.skip("this system does not say")
+    assert backend.committed_bytes(piece) <= 4 << 20  # type: ignore[operator]
+    piece[: 8 << 20] = 1
+    touched = backend.committed_bytes(piece)
+    assert touched is not None
+    assert 8 << 20 <= touched <= 12 << 20
+    piece.fill_(1)
+    assert backend.committed_bytes(piece) == 32 << 20
+
+
+def test_usage_follows_what_is_taken_and_its_peak_can_be_forgotten() -> None:
+    backend = CpuBackend()
+    before = backend.usage(CPU)
+    if before is None:
+        pytest.skip("this system does not say")
+    taken = torch.ones(40 << 20, dtype=torch.uint8)
+    during = backend.usage(CPU)
+    assert during is not None
+    assert 38 << 20 < during.now_bytes - before.now_bytes < 48 << 20
+    assert during.peak_bytes >= during.now_bytes
+    del taken
+    backend.forget_peak(CPU)
+    after = backend.usage(CPU)
+    assert after is not None
+    assert after.peak_bytes < during.now_bytes - (30 << 20)
+
+
+def test_without_proc_nothing_is_measured(tmp_path: Path) -> None:
+    backend = CpuBackend(tmp_path)
+    assert backend.usage(CPU) is None
+    backend.forget_peak(CPU)
+    assert Backend.usage(backend, CPU) is None
+    assert Backend.committed_bytes(backend, torch.zeros(7, dtype=torch.int16)) == 14
+    assert backend.captures
+    assert not Backend().captures

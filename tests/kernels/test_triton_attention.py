@@ -102,6 +102,18 @@ def test_attention_fits_without_spills_and_multiplies_in_matrix_instructions(pro
     assert all(instruction in text for instruction, text in zip(TARGETS[profile_name][2], texts, strict=True))
 
 
+@pytest.mark.parametrize("profile_name", ["nvidia-h200-sxm", "amd-mi300x"])
+def test_windows_soft_caps_and_odd_heads_compile(profile_name: str, tmp_path: Path) -> None:
+    sizes = {"GROUP": 3, "D": 10, "BLOCK_D": 16, "PAGE_SIZE": 8, "WINDOW": 20, "CAPPED": True, "UPCAST": False}
+    decode = {**sizes, "BLOCK_M": 16, "BLOCK_N": 64, "MIN_SPLIT": 256, "MAX_SPLITS": 8}
+    prefill = {**sizes, "GROUP_ROWS": 4, "BLOCK_M": 128, "BLOCK_N": 64}
+    for function, constants in (
+        (paged_attention._paged_attention_decode_kernel, decode),
+        (paged_attention._paged_attention_prefill_kernel, prefill),
+    ):
+        assert spilled_bytes(compiled(function, profile_name, constants, num_warps=4, num_stages=3), tmp_path) == 0
+
+
 @pytest.mark.parametrize("profile_name", TARGETS)
 def test_qkv_rope_store_compiles_without_spills(profile_name: str, tmp_path: Path) -> None:
     constants = {

@@ -4,6 +4,8 @@ what a replay could not repeat is refused with a reason."""
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -172,3 +174,15 @@ def test_an_error_of_the_function_is_its_own() -> None:
         record(fails)
     note(print)
     assert len(recorded(lambda: None)) == 0
+
+
+def test_recording_does_not_load_torchs_compiler() -> None:
+    """Which takes 140 MiB of memory and a second, for nothing."""
+    lines = [
+        "import sys, torch",
+        "from ambidex.ops.recording import record",
+        "t = torch.zeros(4, 4)",
+        "assert callable(record(lambda: torch.where(t + 1 > 0, t, -1)[0].add_(1)))",
+        "assert 'torch._dynamo' not in sys.modules, 'torch._dynamo was loaded'",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from ambidex.kernels.cpu import language
 from ambidex.kernels.torch.sample import sample_torch
 from ambidex.ops import discovery
 from ambidex.ops.philox import MAX_GUMBEL, gumbel, philox, uniform, uniform_at
@@ -18,7 +19,27 @@ from transformers.generation.logits_process import (
 )
 
 REFERENCE = ReferenceOps(discovery.ops()).function(discovery.ops()["sample"])
-SAMPLERS = pytest.mark.parametrize("sample", [REFERENCE, sample_torch], ids=["reference", "torch"])
+
+
+def sample_cpu(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, ...]:
+    from ambidex.kernels.cpu.library import load
+    from ambidex.kernels.cpu.sample import sample_cpu
+
+    return sample_cpu(logits, sampling, level=load().cpu_level.name.lower())
+
+
+built = pytest.mark.skipif(language.missing() is not None, reason=str(language.missing()))
+SAMPLERS = pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(REFERENCE, id="reference"),
+        pytest.param(sample_torch, id="torch"),
+        pytest.param(sample_cpu, id="cpu", marks=built),
+    ],
+)
+KERNELS = pytest.mark.parametrize(
+    "sample", [pytest.param(sample_torch, id="torch"), pytest.param(sample_cpu, id="cpu", marks=built)]
+)
 
 
 def normal(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
@@ -156,7 +177,8 @@ def test_seed_and_position_move_the_draw_and_nothing_else_does(sample: Any) -> N
     assert len(set(first.tolist())) > 50
 
 
-def test_the_torch_kernel_draws_what_the_reference_draws() -> None:
+@KERNELS
+def test_a_kernel_draws_what_the_reference_draws(sample: Any) -> None:
     for vocabulary in (67, 3001, 20_000):
         logits = normal(9, vocabulary, seed=vocabulary)
         third = torch.arange(9) % 3
@@ -170,19 +192,20 @@ def test_the_torch_kernel_draws_what_the_reference_draws() -> None:
             drawing(9, top_k=2_000 * third, top_p=1 - 0.01 * third, min_p=1e-4 * third, filtered=True),
             drawing(9, temperature=torch.full((9,), 30.0), top_p=torch.full((9,), 0.999), filtered=True),
         ):
-            wanted, found = REFERENCE(logits, asked), sample_torch(logits, asked)
+            wanted, found = REFERENCE(logits, asked), sample(logits, asked)
             assert torch.equal(found[0], wanted[0])
-            assert torch.equal(found[1], wanted[1])
+            torch.testing.assert_close(found[1], wanted[1], rtol=1e-6, atol=2e-6)
 
 
-def test_ties_are_cut_alike() -> None:
+@KERNELS
+def test_ties_are_cut_alike(sample: Any) -> None:
     logits = (4 * normal(16, 3000)).round() / 4
     for asked in (
         drawing(16, top_k=torch.full((16,), 50), filtered=True),
         drawing(16, top_p=torch.full((16,), 0.9), filtered=True),
         drawing(16, min_p=torch.full((16,), 0.1), filtered=True),
     ):
-        assert torch.equal(sample_torch(logits, asked)[0], REFERENCE(logits, asked)[0])
+        assert torch.equal(sample(logits, asked)[0], REFERENCE(logits, asked)[0])
 
 
 # Filters

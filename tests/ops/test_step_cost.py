@@ -1,10 +1,13 @@
 """The cost of a step: work of spans by hand, and agreement with a count over (query, key) pairs."""
 
+import numpy as np
 import pytest
 import torch
 from ambidex.ops.state import Plane, StateGroup
-from ambidex.ops.step_cost import Span, decode_bytes, site_work, step_cost
+from ambidex.ops.step_cost import Span, decode_bytes, load_coefficients, site_work, step_cost
 from ambidex.ops.types import Site, WeightSpec, Work
+from hypothesis import given
+from hypothesis import strategies as st
 
 SPANS: list[Span] = [(0, 5), (7, 1), (3, 4), (0, 1), (20, 3)]
 
@@ -41,3 +44,31 @@ def test_every_layer_counts_and_a_weight_counts_once_a_step() -> None:
     assert step_cost([linear], [(0, 5)]).num_bytes == 3 * (1024 + 5 * 2 * (32 + 16))
     assert step_cost([linear, linear], [(9, 2)]).num_operations == 2 * 3 * 2 * 2 * 32 * 16
     assert decode_bytes([linear], 4, 10) == 3 * (1024 + 4 * 2 * (32 + 16))
+
+
+def some_sites(window: int) -> list[Site]:
+    """What costs by the weight, by tokens, by rows of logits, by the keys read and by pairs."""
+    x = {"x": torch.bfloat16, "y": torch.bfloat16}
+    weight = WeightSpec("layers.*.o", (32, 16), torch.bfloat16, "dense", 1024)
+    group = StateGroup("kv", "paged", (Plane("k", (2, 8), torch.bfloat16),), 5, window)
+    attention = {"H": 4, "G": 2, "D": 8, "softcap": 0}
+    return [
+        Site("linear", "layers.*.o", {"N": 32, "K": 16}, x, weights=(weight,), num_layers=3),
+        Site("linear", "head", {"N": 32, "K": 16}, x, rows="logits", weights=(weight,)),
+        Site("paged_attention", "layers.*.attention", attention, x, group=group, num_layers=5),
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 600)), min_size=1, max_size=9))
+def test_coefficients_times_a_load_are_the_cost_of_its_step(spans: list[Span]) -> None:
+    sites = some_sites(window=0)
+    pairs = sum(position + 1 for first, count in spans for position in range(first, first + count))
+    rows, context = sum(count for _, count in spans), sum(first + count for first, count in spans)
+    load = np.array([1, rows, len(spans), context, pairs, len(spans)])
+    num_bytes, operations = (coefficients @ load for coefficients in load_coefficients(sites))
+    for index, each in enumerate(sites):
+        cost = step_cost([each], spans)
+        assert (num_bytes[index], operations[index]) == pytest.approx((cost.num_bytes, cost.num_operations))
+    windowed = step_cost(some_sites(window=7), spans)
+    assert num_bytes.sum() >= windowed.num_bytes
+    assert operations.sum() >= windowed.num_operations

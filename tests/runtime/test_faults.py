@@ -16,9 +16,9 @@ import torch
 from ambidex.backends.contract import Backend
 from ambidex.backends.cpu import CpuBackend
 from ambidex.runtime.build import build
-from ambidex.runtime.engine import TIMEOUT, Engine
+from ambidex.runtime.engine import Engine
 from ambidex.runtime.errors import QueueFull, RequestError
-from ambidex.runtime.messages import Ended, Submission
+from ambidex.runtime.messages import TIMEOUT, Ended, Submission
 from ambidex.runtime.options import Options
 from ambidex.runtime.request import SamplingParams
 from ambidex.runtime.start import decide

@@ -72,9 +72,7 @@ def run(owner: Engine, arrivals: list[Arrival]) -> list[Rows]:
         for each in [each for each in waiting if each.step <= index]:
             waiting.remove(each)
             owner.submit(
-                Submission(
-                    number=number, prompt_ids=np.array(each.prompt), params=each.params, priority=each.priority
-                )
+                Submission(number=number, prompt_ids=np.array(each.prompt), params=each.params, priority=each.priority)
             )
             for completion in range(number, number + each.params.n):
                 rows[completion], asked[completion] = [], each.params.logprobs or 0
@@ -135,8 +133,6 @@ def test_bits_depend_on_the_request_alone(fleet: Fleet, arrivals: list[Arrival])
     order = [number for index in in_order for number in range(numbers[index], numbers[index + 1])]
     for name, owner in fleet.engines.items():
         assert run(owner, arrivals) == [alone[number] for number in order], name
-
-
 
 
 def test_a_load_for_which_every_way_is_gone(fleet: Fleet) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from ambidex.kernels.cpu import build as cpu_build
-from ambidex.kernels.cpu.arguments import DTYPES, AttentionArgs, LinearArgs, NormArgs, QkvArgs, UnpackArgs
+from ambidex.kernels.cpu.arguments import DTYPES, AttentionArgs, LinearArgs, NormArgs, QkvArgs, SampleArgs, UnpackArgs
 from ambidex.kernels.cpu.library import KernelError, Level, Library, LibraryMissing, open_library
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -400,17 +400,6 @@ def test_a_query_has_the_same_bits_in_every_batch(
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_argmax_takes_the_first(library: Library, level: Level) -> None:
-    need(library, level)
-    torch.manual_seed(8)
-    x = torch.randint(50, (9, 1003)).float()
-    x[3] = -math.inf
-    out = torch.full((9,), -7)
-    library.argmax(level, pointer(x), 1003, 9, 1003, pointer(out))
-    assert out.tolist() == x.argmax(-1).tolist()
-
-
-@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 def test_read_bandwidth_reads_every_byte(library: Library, level: Level) -> None:
     need(library, level)
     words = torch.randint(2**60, (5000,))
@@ -424,7 +413,7 @@ def test_nothing_to_do_is_fine(library: Library) -> None:
     level = library.cpu_level
     panels = pack(library, torch.randn(16, 32).to(BF16))
     assert linear(library, level, torch.empty(0, 32, dtype=BF16), panels, 16).shape == (0, 16)
-    library.argmax(level, 0, 4, 0, 4, 0)
+    library.sample(SampleArgs(level=level, num_columns=4, logits_stride=4))
     library.paged_attention(
         AttentionArgs(num_heads=1, num_kv_heads=1, head_size=2, page_size=8, q_stride=2, out_stride=2)
     )

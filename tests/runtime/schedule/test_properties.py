@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from ambidex.runtime.engine import TIMEOUT, Engine
+from ambidex.runtime.engine import Engine
 from ambidex.runtime.errors import QueueFull
 from ambidex.runtime.execute.sampled import Sampled
 from ambidex.runtime.intake import Intake
-from ambidex.runtime.messages import Ended, Limits, Progress, Submission
+from ambidex.runtime.messages import TIMEOUT, Ended, Limits, Progress, Submission
 from ambidex.runtime.request import SamplingParams
 from ambidex.runtime.schedule.pace import Pace
 from ambidex.runtime.schedule.pages import PagePool
@@ -379,7 +379,13 @@ WORLDS = st.builds(
     step_budget=st.none() | st.integers(1, 40),
     max_queued=st.sampled_from([3, 1000]),
 )
-BEGINNINGS = ([], [5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11, 12], [5, 6, 7, 8, 9, 10, 13, 14, 15, 16, 17, 18], [4] * 13)
+BEGINNINGS: tuple[list[int], ...] = (
+    [],
+    [5, 6, 7, 8],
+    [5, 6, 7, 8, 9, 10, 11, 12],
+    [5, 6, 7, 8, 9, 10, 13, 14, 15, 16, 17, 18],
+    [4] * 13,
+)
 PARAMS = st.builds(
     SamplingParams,
     n=st.sampled_from([1, 1, 1, 2, 3]),

@@ -76,7 +76,7 @@ def test_decoding_goes_before_prompts_and_they_share_what_is_left_of_the_budget(
     ]  # fmt: skip
 
 
-def test_more_decoding_than_the_budget_serves_the_first_ranked() -> None:
+def test_no_more_run_than_the_budget_has_tokens() -> None:
     owner = scheduler(budget=2)
     for number in range(3):
         owner.add(completion(number, 1, 9))
@@ -153,6 +153,50 @@ def test_a_running_one_gives_way_to_a_better_priority_only_if_that_helps() -> No
         assert running(owner) == [1, 2], "what a step has planned is done first"
         step(owner)
         assert running(owner) == ([1] if gone else [1, 2])
+
+
+def test_way_is_made_for_what_those_that_stay_may_grow_into_too() -> None:
+    owner = scheduler(pages=10, budget=64, prefix_caching=False)
+    owner.add(completion(0, 5, 20))
+    owner.add(completion(2, 9, 8, priority=1))
+    step(owner)
+    owner.add(completion(1, 16, 4))
+    step(owner)
+    assert (free(owner), running(owner)) == (5, [0, 2]), "its 4 pages are there, one more for each of the others is not"
+    step(owner)
+    step(owner)
+    assert running(owner) == [0, 1]
+
+
+@pytest.mark.parametrize(("needed", "gone"), [(32, 2), (33, 0)])
+def test_pages_that_those_who_give_way_share_among_themselves_count_once(needed: int, gone: int) -> None:
+    owner = scheduler(pages=13, slots=4, budget=64, prefix_caching=False)
+    owner.add(completion(0, 13, 20))
+    leader = completion(2, 20, 9, priority=1)
+    owner.add(leader)
+    owner.add(completion(3, leader.tokens.tolist(), 9, priority=1, leader=leader))
+    step(owner)
+    step(owner)
+    owner.add(completion(1, needed, 1))
+    step(owner)
+    assert (free(owner), running(owner)) == (1, [0, 2, 3]), "4 pages of one, 4 shared by two that have 2 each besides"
+    step(owner)
+    assert owner.num_preemptions == gone
+
+
+@pytest.mark.parametrize(("needed", "gone"), [(20, 1), (24, 0)])
+def test_pages_shared_with_one_that_stays_are_not_freed_by_giving_way(needed: int, gone: int) -> None:
+    owner = scheduler(pages=11, budget=64)
+    beginning = [9] * 16
+    owner.add(completion(0, [*beginning, 1], 9))
+    step(owner)
+    owner.add(completion(2, [*beginning, 2], 9, priority=1))
+    step(owner)
+    assert (free(owner), running(owner)) == (5, [0, 2]), "5 pages of one, 4 of them shared by one that has 1 besides"
+    owner.add(completion(1, needed, 1))
+    step(owner)
+    step(owner)
+    assert owner.num_preemptions == gone
 
 
 def test_who_makes_way_for_one_that_is_dropped_meanwhile_stays() -> None:
@@ -318,6 +362,19 @@ def test_a_token_in_flight_reaches_one_that_was_preempted_meanwhile() -> None:
         assert [each.tokens.tolist() for each in added] == ([] if failed else [[*range(8), 99, 99, 55]])
 
 
+def test_a_token_in_flight_for_one_that_was_preempted_and_dropped_is_dropped() -> None:
+    owner = scheduler(slots=1, budget=64)
+    owner.add(completion(1, 8, 20, priority=1))
+    step(owner)
+    in_flight = owner.schedule()
+    owner.add(completion(0, 2, 9))
+    later = owner.schedule()
+    commit(owner, in_flight)
+    owner.schedule()
+    assert owner.drop(1)
+    assert commit(owner, later).rows.tolist() == []
+
+
 def test_an_end_in_a_token_that_was_in_flight_at_preemption_counts() -> None:
     for outputs, stop_ids, end in ((3, (), (1, "length", None)), (20, (55,), (1, "stop", 55))):
         owner = scheduler(slots=1, budget=64)
@@ -390,8 +447,8 @@ def test_masks_are_by_row_and_change_with_min_tokens() -> None:
     assert masks == [{1: [2], 2: [3]}, {1: [2]}, {1: [1]}]
 
 
-def test_a_step_says_what_its_sampled_rows_ask_for() -> None:
-    owner = scheduler(budget=4)
+def test_a_step_says_what_those_who_run_ask_for() -> None:
+    owner = scheduler(budget=3)
     owner.add(completion(0, 3, 9, logprobs=2))
     owner.add(completion(1, 4, 9, temperature=1.0, top_k=3, presence_penalty=1.0, logprobs=7))
     said = [

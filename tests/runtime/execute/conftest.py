@@ -1,0 +1,35 @@
+"""A worker over a tiny random checkpoint of two state groups, as the engine's build makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ambidex.backends.contract import Backend
+from ambidex.backends.cpu import CpuBackend
+from ambidex.runtime.build import build
+from ambidex.runtime.engine import Engine
+from ambidex.runtime.options import Options
+from ambidex.runtime.start import decide
+
+
+@pytest.fixture(scope="session")
+def two_groups(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two-groups")
+    make_model("qwen2", use_sliding_window=True, sliding_window=9, max_window_layers=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_engine(two_groups: Path) -> Callable[..., Engine]:
+    """(backend, **options) -> an engine on the CPU."""
+
+    def make(backend: Backend | None = None, **options: Any) -> Engine:
+        chosen = {"max_model_len": 60, "max_num_seqs": 5, "determinism": "batch", "progress": False, **options}
+        decided = decide(Options(model=str(two_groups), device="cpu", **chosen))
+        return build(replace(decided, backend=backend or CpuBackend()))
+
+    return make
