@@ -178,6 +178,10 @@ def _repeated(func: Any, args: Any, kwargs: Any) -> None:
 
 
 def _written(func: Any, args: Any, kwargs: Any, places: Any) -> None:
-    for place, result in zip(tree_leaves(places), tree_leaves(func(*args, **kwargs)), strict=True):
+    results = func(*args, **kwargs)
+    if isinstance(places, torch.Tensor):
+        places.copy_(results)
+        return
+    for place, result in zip(tree_leaves(places), tree_leaves(results), strict=True):
         if isinstance(place, torch.Tensor):
             place.copy_(result)

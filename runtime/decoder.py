@@ -68,9 +68,9 @@ class Decoder:
         x = self._embed(batch, ops) if hidden is None else hidden
         for layer in self._layers:
             attended = self._attend(layer, x, rotation, batch, state, ops)
-            if layer is self._layers[-1]:
+            if layer is self._layers[-1] and batch.logit_rows is not None:
                 # Behind the last attention no row looks at another: only those that yield logits go on.
-                x, attended = x[batch.logit_rows], attended[batch.logit_rows]
+                x, attended = (each.index_select(0, batch.logit_rows) for each in (x, attended))
             x = ops.linear_add(attended, layer.o, x, layer.o_bias)
             gated = ops.gated_linear(x, layer.gate_up, layer.norm_mlp, layer.gate_up_bias, eps=self._eps)
             x = ops.linear_add(gated, layer.down, x, layer.down_bias)

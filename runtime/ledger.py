@@ -27,7 +27,7 @@ from .budget import Budget, shown_bytes, size_option
 from .errors import OutOfMemory
 from .execute.graphs import ladder
 from .execute.worker import state_tensors
-from .workspace import PENALTY_TOKEN_BYTES, SAMPLER_COPIES, StepNeeds
+from .workspace import PENALTY_TOKEN_BYTES, StepNeeds
 
 MAX_GRAPH_ROWS, GRAPH_STEP = 512, 8
 
@@ -94,7 +94,7 @@ class Needs:
         return self.max_num_seqs * (table + (4 * length + _COLUMN_BYTES if self.has_columns else 0))
 
     def workspace_bytes(self, length: int) -> int:
-        row = self.step.logits_bytes * (1 + SAMPLER_COPIES) + PENALTY_TOKEN_BYTES * length
+        row = self.step.logits_bytes * (1 + self.step.sampler_copies) + PENALTY_TOKEN_BYTES * length
         tables = 4 * self.max_num_seqs * sum(self.num_pages(length).values())
         return (
             self.step.fixed_bytes + self.max_num_batched_tokens * self.step.row_bytes + self.logit_rows * row + tables

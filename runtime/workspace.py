@@ -18,12 +18,14 @@ from math import ceil, prod
 import torch
 
 from ..ops.bound import BoundSite
+from ..ops.discovery import kernels
 from ..ops.discovery import ops as all_ops
 from ..ops.types import Site, Work
 
-SAMPLER_COPIES = 10
+_COPIES_IN_TORCH, _COPIES = 10, 2
 """Rows of float32 logits that the sampler holds beside its input where rows are drawn, filtered, penalized and masked
-in one step: 8.1 (`sample_torch`) and 9.6 (the reference) were seen; tests/runtime/test_workspace.py looks again."""
+in one step: 8.1 (`sample_torch`) and 9.6 (the reference) were seen; a kernel of another language keeps what is allowed,
+and an order of it. tests/runtime/test_workspace.py looks again."""
 PENALTY_TOKEN_BYTES = 20
 """For each token of a row's text where it is penalized: the id, and three masks in float32."""
 
@@ -33,21 +35,30 @@ _UNIT = 1024
 
 @dataclass(frozen=True)
 class StepNeeds:
-    """row_bytes: of a token. logits_bytes: of a row that yields logits, the sampler's copies not counted.
+    """row_bytes: of a token. logits_bytes: of a row that yields logits. sampler_copies: of such a row, beside it.
     fixed_bytes: whatever the step's size."""
 
     row_bytes: int
     logits_bytes: int
+    sampler_copies: int = 0
     fixed_bytes: int = 0
 
 
 def step_needs(sites: Iterable[BoundSite], vocabulary_size: int) -> StepNeeds:
     """Of a step of the model whose sites these are."""
+    sites = tuple(sites)
     served = [each for site in sites for each in _served(site)]
     rows = [_row_bytes(site, by_reference=by_reference) for site, by_reference in served if site.rows == "tokens"]
     upcast = [4 * prod(weight.shape) for site, by_reference in served if by_reference for weight in site.weights]
     row_bytes = _INDEX_BYTES + ceil(sum(rows))
-    return StepNeeds(row_bytes, torch.float32.itemsize * vocabulary_size, max(upcast, default=0))
+    copies = max((_sampler_copies(site) for site in sites if site.site.op == "sample"), default=0)
+    return StepNeeds(row_bytes, torch.float32.itemsize * vocabulary_size, copies, max(upcast, default=0))
+
+
+def _sampler_copies(bound: BoundSite) -> int:
+    found = kernels()
+    by_torch = any(choice.chosen not in found or found[choice.chosen].language == "torch" for choice in bound.choices)
+    return _COPIES_IN_TORCH if by_torch else _COPIES
 
 
 def _served(bound: BoundSite) -> Iterator[tuple[Site, bool]]:

@@ -36,7 +36,7 @@ def sample_cpu(logits: torch.Tensor, sampling: Sampling, *, level: str) -> tuple
 
 def _asked(logits: torch.Tensor, sampling: Sampling) -> dict[str, torch.Tensor]:
     """What some row asks for, by its name in the struct; and where masked and penalized logits go."""
-    names = _PENALTIES if sampling.penalized else ()
+    names: tuple[str, ...] = _PENALTIES if sampling.penalized else ()
     if sampling.random:
         names += _DRAWS + (_FILTERS if sampling.filtered else ())
     asked = {name: getattr(sampling, name).contiguous() for name in names}

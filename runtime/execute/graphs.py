@@ -114,19 +114,19 @@ class Graphs:
     def _batch(self, inputs: torch.Tensor) -> Batch:
         """The batch of a decode step, gathered on the device."""
         slots, first = inputs
-        rows = torch.arange(len(slots) + 1, device=slots.device)
-        positions = first.clamp(min=0)
-        tables = {group: table[slots] for group, table in self._slots.page_tables.items()}
+        positions, is_empty = first.clamp(min=0), first < 0
+        tables = {group: table.index_select(0, slots) for group, table in self._slots.page_tables.items()}
         stored = {}
         for group, table in tables.items():
             size = self._page_sizes[group]
-            pages = table.gather(1, (positions // size)[:, None])[:, 0].long()
-            stored[group] = torch.where(first < 0, -1, pages * size + positions % size)
-        lengths, starts = (positions + 1).int(), rows.int()
+            pages = table.gather(1, (positions // size)[:, None])[:, 0]
+            stored[group] = torch.add(positions % size, pages, alpha=size).masked_fill_(is_empty, -1)
+        starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
+        lengths = (positions + 1).int()
         return Batch(
             ids=self._slots.tokens[slots, positions],
             positions=positions[None, :],
             slots=stored,
             attending={group: Attending(starts, lengths, table, 1) for group, table in tables.items()},
-            logit_rows=rows[:-1],
+            logit_rows=None,
         )

@@ -66,7 +66,7 @@ class SlotTable:
             frequency=rows["frequency"],
             seeds=rows["seed"],
             positions=lengths,
-            tokens=self.tokens[slots, :longest],
+            tokens=self.tokens[:, :longest].index_select(0, slots),
             prompt_lengths=rows["prompt_length"],
             lengths=lengths,
             mask=self._mask(step),

@@ -190,7 +190,7 @@ def test_allocations_begin_on_a_huge_page_and_are_zero() -> None:
     assert not piece.any()
 
 
-def test_an_allocation_is_committed_when_touched_and_on_huge_pages() -> None:
+def test_an_allocation_is_committed_when_touched() -> None:
     backend = CpuBackend()
     piece = backend.allocate(32 << 20, CPU)
     if backend.committed_bytes(piece) is None:

@@ -51,7 +51,7 @@ def needs(draw: st.DrawFn) -> Needs:
         weights="dense",
         groups=tuple(groups),
         page_demands=demands,
-        step=StepNeeds(draw(integers(0, 500)), draw(integers(0, 4000)), draw(integers(0, 1000))),
+        step=StepNeeds(*(draw(integers(0, most)) for most in (500, 4000, 12, 1000))),
         max_model_len=draw(integers(1, 5000)),
         is_length_asked=draw(st.booleans()),
         kv_cache_tokens=draw(st.none() | integers(1, 20_000)),

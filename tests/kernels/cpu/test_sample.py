@@ -1,4 +1,4 @@
-"""The C sampler against its meaning: any rows, masks, penalties and filters; levels, company, threads; what it refuses."""
+"""The C sampler against its meaning: masks, penalties, filters, ties; levels, company, threads; what it refuses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def row_of(sampling: Sampling, index: int) -> Sampling:
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[torch.Tensor, Sampling]:
-    """Logits in steps of 1/4, so that equals abound, and any mixture of wishes. -inf where a model rules a token out."""
+    """Logits in steps of 1/4, so that equals abound, some -inf, and any mixture of wishes."""
     rows, width = draw(st.integers(1, 4)), draw(st.sampled_from([1, 31, 64, 517, 3000, BLOCK + 1, 2 * BLOCK + 77]))
     seed = draw(st.integers(0, 2**31))
     logits = (4 * noise(rows, width, seed)).round() / 4
@@ -70,7 +70,7 @@ def requests(draw: st.DrawFn) -> tuple[torch.Tensor, Sampling]:
         rows,
         temperature=either(0.0, 0.3, 1.0, 20.0),
         top_k=either(0, 1, 40, 2000).long(),
-        top_p=either(1.0, 0.9, 0.2, 0.999),
+        top_p=either(1.0, 0.9017, 0.2113, 0.9991),
         min_p=either(0.0, 0.05, 0.5, 1.0),
         repetition=either(1.0, 1.5, 0.75),
         presence=either(0.0, 0.25),
@@ -96,8 +96,8 @@ def test_every_level_takes_the_tokens_that_the_reference_takes(request: tuple[to
     for level in usable_levels():
         ids, logprobs, top_ids, top_logprobs = sample_cpu(logits, sampling, level=level)
         assert ids.tolist() == wanted[0].tolist()
-        torch.testing.assert_close(logprobs, wanted[1], rtol=1e-6, atol=3e-6)
-        torch.testing.assert_close(top_logprobs, wanted[3], rtol=1e-6, atol=3e-6)
+        torch.testing.assert_close(logprobs, wanted[1], rtol=1e-6, atol=3e-6, equal_nan=True)
+        torch.testing.assert_close(top_logprobs, wanted[3], rtol=1e-6, atol=3e-6, equal_nan=True)
         order = logits.sort(dim=-1, descending=True, stable=True).indices
         assert torch.equal(top_ids, order[:, : sampling.num_logprobs])
 
@@ -165,7 +165,7 @@ def test_a_temperature_that_overflows_is_greedy(temperature: float) -> None:
     asked = asking(1, temperature=torch.tensor([temperature]), random=True)
     for filters in ({}, {"top_k": torch.tensor([5])}, {"top_p": torch.tensor([0.5])}, {"min_p": torch.tensor([0.5])}):
         sampling = replace(asked, filtered=bool(filters), **filters)
-        taken = sample_cpu(logits, sampling, level=best_level())[0].item()
+        taken = int(sample_cpu(logits, sampling, level=best_level())[0])
         assert logits[0, taken] > 0
         if temperature > 1e-35:
             assert taken == 200
