@@ -55,7 +55,7 @@ async def _measure(plan: Plan) -> dict[str, Any]:
     async with AsyncLLM(
         plan.model, device=plan.device, dtype=plan.dtype, determinism=plan.determinism, max_model_len=length + 1,
         max_num_seqs=2 * plan.fitting, kv_cache_tokens=plan.fitting * -(-length // 128) * 128,
-        max_queued=(plan.times - 2) * plan.fitting, prefix_caching=False,
+        max_queued=(plan.times - 2) * plan.fitting,
     ) as llm:  # fmt: skip
         await _phase(llm, plan, plan.fitting, min(plan.seconds / 6, 10.0))  # what is only taken once is taken now
         before = await _state(llm)

@@ -153,7 +153,8 @@ class Trial:
     def _rows(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         count, axis = self.num_rows, self.op.row_axis
         many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place)
-        for row in sorted({0, count // 2, count - 1}):
+        last = min(count, _COMPANY) - 1
+        for row in sorted({0, last // 2, last}):
             alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place)
             for y, company in zip(tensors_of(alone), tensors_of(many), strict=True):
                 yield f"row {row}", y[0], company[row]

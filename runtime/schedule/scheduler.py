@@ -26,6 +26,9 @@ from .planned import Committed, Ending, Planned
 from .request import Scheduled
 from .running import Running
 
+_MARGIN_STEP, _MARGIN_DECAY, _MAX_MARGIN = 0.5, 0.9998, 8.0
+"""Of the pages that are left for each running request: a preemption costs its whole context again."""
+
 
 class Scheduler:
     """State: the waiting completions by rank, the running ones by slot, and one page pool a state group."""
@@ -50,6 +53,7 @@ class Scheduler:
         self._requests: dict[int, Scheduled] = {}
         self._parked: dict[int, Scheduled] = {}  # preempted with a token in flight, by ticket
         self._freed: list[int] = []
+        self._margin = 1.0  # pages that each running request is expected to need soon
         self._held_up: Scheduled | None = None  # whom the step before could not let in
 
     @property
@@ -76,6 +80,7 @@ class Scheduler:
         running, deltas = self.running, Deltas(self.token_budget, self.pace)
         before = self.num_preemptions
         self._make_way()
+        self._margin = max(1.0, self._margin * _MARGIN_DECAY)
         order = running.order
         # The last token of a completion is sampled, not computed.
         pending = np.minimum(running.known[order], running.max_length[order] - 1) - running.computed[order]
@@ -159,6 +164,7 @@ class Scheduler:
             self._parked[request.ticket] = request
         self.waiting.push(request)
         self.num_preemptions += 1
+        self._margin = min(self._margin + _MARGIN_STEP, _MAX_MARGIN)
 
     def _release_followers(self, request: Scheduled) -> None:
         """Those that waited for this one's prompt go their own way."""
@@ -239,7 +245,7 @@ class Scheduler:
 
     def _admit(self, deltas: Deltas) -> None:
         while deltas.has_room and (request := self.waiting.first()) is not None:
-            placed = self.admission.place(request, reserve=len(self.running)) if self.running.num_free else None
+            placed = self.admission.place(request, self._reserve(len(self.running))) if self.running.num_free else None
             if placed is None:
                 self._held_up = request
                 return
@@ -249,6 +255,10 @@ class Scheduler:
             request.has_started = True
             self._prefill(request, deltas)
 
+    def _reserve(self, num_running: int) -> int:
+        """Pages that admission leaves for the running ones: the more of them, the more often they ran out lately."""
+        return int(self._margin * num_running)
+
     def _make_way(self) -> None:
         """Preempts the last ranked of a lower priority, if that lets in (by the next step) whom the step before could
         not. Comes before anything is planned: a step must not hold work of somebody who has lost his pages."""
@@ -257,9 +267,9 @@ class Scheduler:
             return
         running = [self.running.at(slot) for slot in self.running.order.tolist()]
         behind = [each for each in running if each.rank > request.rank and each.priority > request.priority]
-        if not behind or not self.admission.would_fit(request, behind, reserve=len(running) - len(behind)):
+        if not behind or not self.admission.would_fit(request, behind, self._reserve(len(running) - len(behind))):
             return
-        while behind and not (self.running.num_free and self.admission.fits(request, reserve=len(self.running))):
+        while behind and not (self.running.num_free and self.admission.fits(request, self._reserve(len(self.running)))):
             self._preempt(behind.pop())
 
     def _planned(self, deltas: Deltas) -> Planned:
