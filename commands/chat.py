@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
+@options.with_engine
 def chat(
+    engine: dict[str, Any],
     model: options.ModelArgument = None,
     model_option: options.ModelOption = None,
     message: Annotated[
@@ -34,28 +36,21 @@ def chat(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     seed: options.Seed = None,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    max_model_len: options.MaxModelLen = None,
-    determinism: options.Determinism = "run",
-    kernel: options.Kernels = None,
-    fallback: options.Fallback = "allow",
+    verbose: options.Verbose = False,
     as_object: options.AsJson = False,
 ) -> None:
     """Talk with a model that has a chat template.
 
-    /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer. With --json each answer is one
-    object on a line of its own.
+    /reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer. On a terminal it begins with what
+    was decided (elsewhere: --verbose). With --json each answer is one object on a line of its own.
     """
     asked = options.given(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed
     )
     SamplingParams(**asked)  # refused before a model is loaded
     once = None if message is None else read_prompt(message)
-    session = load(
-        options.one_model(model, model_option), device=device, dtype=dtype, max_model_len=max_model_len,
-        determinism=determinism, fallback=fallback, kernels=options.kernel_choices(kernel),
-    )  # fmt: skip
+    is_talk = once is None and sys.stdin.isatty()
+    session = load(options.one_model(model, model_option), engine, verbose=verbose or is_talk)
     conversation = Conversation(session, session.params(asked), system, as_object=as_object)
     if once is None:
         talk(conversation)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..runtime.errors import RequestError
 from ..runtime.request import RequestOutput, SamplingParams
 from . import options
-from .session import Session, as_json, decisions, facts, load
+from .session import Session, as_json, facts, load
 
 if TYPE_CHECKING:
     from ..runtime.prompt import Prompt
 
 
+@options.with_engine
 def generate(
+    engine: dict[str, Any],
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; - reads standard input.")],
     model: options.ModelArgument = None,
     model_option: options.ModelOption = None,
@@ -34,13 +36,7 @@ def generate(
         int | None, typer.Option(metavar="N", help="Log-probabilities of the N likeliest tokens (with --json).")
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on behind the model's end of text.")] = False,
-    device: options.Device = None,
-    dtype: options.Dtype = "auto",
-    max_model_len: options.MaxModelLen = None,
-    determinism: options.Determinism = "run",
-    kernel: options.Kernels = None,
-    fallback: options.Fallback = "allow",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what was decided, and why.")] = False,
+    verbose: options.Verbose = False,
     as_object: options.AsJson = False,
 ) -> None:
     """Complete a prompt.
@@ -56,12 +52,7 @@ def generate(
     if logprobs is not None and not as_object:
         raise typer.BadParameter("log-probabilities are printed with --json", param_hint="--logprobs")
     text = read_prompt(prompt)
-    session = load(
-        options.one_model(model, model_option), device=device, dtype=dtype, max_model_len=max_model_len,
-        determinism=determinism, fallback=fallback, kernels=options.kernel_choices(kernel),
-    )  # fmt: skip
-    if verbose:
-        print("\n".join(decisions(session)), file=sys.stderr)
+    session = load(options.one_model(model, model_option), engine, verbose=verbose)
     answer(session, text, session.params(asked), as_object=as_object)
 
 

@@ -15,7 +15,7 @@ from .table import table
 
 def interference(
     model: options.ModelArgument = None,
-    input_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of the long prompt.")] = 32768,
+    input_len: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens of the long prompt.")] = 768,
     num_requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that decode meanwhile.")] = 4,
     decode_input_len: Annotated[int, typer.Option(min=1, metavar="N", help="Their prompts, in tokens.")] = 128,
     step_budget_ms: Annotated[float, typer.Option(min=0.001, metavar="MS", help="What a step may take.")] = 200.0,

@@ -17,6 +17,7 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", "--model-path", "-m", metavar="M", help="The same, as an option.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was decided, and why.")]
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="`cpu`, `cuda:0`, …; the best device found where none is named.")
 ]

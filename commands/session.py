@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,9 @@ class Session:
         return SamplingParams(**{**self.defaults, **asked})
 
 
-def load(model: str | None, **options: Any) -> Session:
-    """Loads a model for one command. Errors: those of `LLM`."""
+def load(model: str | None, engine: Mapping[str, Any], *, verbose: bool = False) -> Session:
+    """Loads a model for one command and, if wanted, says what was decided. engine: the arguments of `LLM`, whose errors
+    these are."""
     from time import perf_counter
 
     from ..runtime.llm import LLM
@@ -38,8 +40,11 @@ def load(model: str | None, **options: Any) -> Session:
     begun = perf_counter()
     folder = resolve_model(model)
     defaults = sampling_defaults(folder / "generation_config.json")
-    llm = LLM(str(folder), **options)
-    return Session(llm, model or "embedded", defaults, perf_counter() - begun)
+    llm = LLM(str(folder), **engine)
+    session = Session(llm, model or "embedded", defaults, perf_counter() - begun)
+    if verbose:
+        print("\n".join(decisions(session)), file=sys.stderr)
+    return session
 
 
 def sampling_defaults(path: Any) -> dict[str, Any]:

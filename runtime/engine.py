@@ -23,6 +23,7 @@ from .schedule.planned import Planned
 from .schedule.scheduler import Scheduler
 from .step import Step
 
+_SPARE_DEADLINES = 64
 _NAN = "the model's logits were not numbers: the weights or the device are at fault, or the prompt provoked it"
 _NOTHING = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32),
             np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))  # fmt: skip
@@ -66,7 +67,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._in_flight is not None or bool(self._ended)
+        return bool(self.scheduler) or self._in_flight is not None or bool(self._ended)
 
     def submit(self, submission: Submission) -> None:
         """Queues a request. RequestError: it cannot be served. QueueFull: not now."""
@@ -76,6 +77,8 @@ class Engine:
             self.scheduler.add(completion)
             if submission.timeout_s is not None:
                 heappush(self._deadlines, (now_s + submission.timeout_s, completion.number))
+        if len(self._deadlines) > 2 * len(self.scheduler) + _SPARE_DEADLINES:  # of those that ended in time
+            self._deadlines = sorted(each for each in self._deadlines if each[1] in self.scheduler)
 
     def abort(self, numbers: Sequence[int], message: str | None = None) -> None:
         """Ends completions wherever they are; unknown and finished ones are passed over."""

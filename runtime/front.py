@@ -17,6 +17,9 @@ from .prompt import Encoded
 from .request import RequestMetrics, RequestOutput, SamplingParams
 from .tokenizer import Tokenizer
 
+_MAX_PRIORITY = 100
+"""Either way: what a quarter of an hour of waiting makes up for, at the usual `ageing_s`."""
+
 
 @dataclass(eq=False, slots=True)
 class _Request:
@@ -50,6 +53,7 @@ class Front:
         salt: str = "",
     ) -> Submission:
         """What to submit for a request, which is under way from now on. RequestError: its id is taken."""
+        _check(priority, timeout_s, salt)
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is running: give another")
         number, self._next_number = self._next_number, self._next_number + params.n
@@ -132,3 +136,15 @@ class Front:
             output.finished, output.metrics.finished_time = True, time_s
             del self._requests[output.request_id]
         return output
+
+
+def _check(priority: object, timeout_s: object, salt: object) -> None:
+    """What the wire could not carry is refused here, where it harms one request."""
+    if type(priority) is not int or abs(priority) > _MAX_PRIORITY:
+        raise RequestError(
+            f"priority is {priority!r}: it must be a whole number from -{_MAX_PRIORITY} to {_MAX_PRIORITY}"
+        )
+    if timeout_s is not None and (isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float))):
+        raise RequestError(f"timeout_s is {timeout_s!r}: it must be a number of seconds")
+    if not isinstance(salt, str) or any(0xD800 <= ord(letter) <= 0xDFFF for letter in salt):
+        raise RequestError("salt must be text that UTF-8 can write")

@@ -131,7 +131,10 @@ class LLM:
         """RequestError: one cannot be served; those before it are under way."""
         with _whole_steps():
             for request_id, prompt, params, priority in requests:
-                self.engine.submit(self._front.open(request_id, prompt, params, priority=priority))
+                submission = self._front.open(request_id, prompt, params, priority=priority)
+                while len(self.engine.scheduler.waiting) >= self.engine.limits.max_queued:
+                    self._step()  # whoever waits here is the one who would be told to come again
+                self.engine.submit(submission)
 
     def _next(self, request_id: str) -> RequestOutput:
         """The request's next result; those of others, whose loops are not at work, wait for them."""

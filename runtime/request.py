@@ -14,6 +14,7 @@ MAX_N = 16
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 20
+MAX_STOP_IDS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ class SamplingParams:
         _real("min_p", self.min_p, 0.0, 1.0)
         _integer("max_tokens", self.max_tokens, 1, 1 << 31)
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
+            if type(getattr(self, name)) is not bool:
+                raise RequestError(f"{name} is {_shown(getattr(self, name))}: it must be true or false")
         if self.seed is not None:
             _integer("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         if self.logprobs is not None:
@@ -68,6 +72,8 @@ class SamplingParams:
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("allowed_token_ids", self.allowed_token_ids)):
             if not isinstance(ids, (list, tuple, type(None))):
                 raise RequestError(f"{name} is {_shown(ids)}: it must be a list of token ids")
+            if name == "stop_token_ids" and len(ids or ()) > MAX_STOP_IDS:
+                raise RequestError(f"stop_token_ids has {len(ids or ()):,} ids: at most {MAX_STOP_IDS} are taken")
             for token in ids or ():
                 _integer(name, token, 0, 1 << 31)
         if not isinstance(self.stop, (str, list, tuple, type(None))):

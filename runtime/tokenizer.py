@@ -53,7 +53,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise RequestError("the prompt holds lone surrogates, it must be text that UTF-8 can hold") from None
-        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # As a batch of one: the call for a single text holds the interpreter's lock, seconds for a long one.
+        return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -256,6 +256,26 @@ def test_verbose_says_what_was_decided(model: Path, capsys: Capture) -> None:
     assert "by the reference:" in err
 
 
+@pytest.mark.parametrize("arguments", [["generate", "--prompt", "x"], ["chat", "--message", "x"]])
+def test_a_command_that_runs_a_model_takes_the_engines_options(
+    spoilt: Path, capsys: Capture, arguments: list[str]
+) -> None:
+    (spoilt / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    command = [arguments[0], str(spoilt), *arguments[1:], "--max-tokens", "2"]
+    asked = ["--memory", "40MiB", "--max-num-seqs", "3", "--max-num-batched-tokens", "48", "--no-graphs", "--verbose"]
+    assert run([*command, *asked, "--step-budget-ms", "50", "--overlap", "--no-prefix-caching"]) == 0
+    err = capsys.readouterr().err
+    assert "memory     40.0 MiB, as asked for" in err
+    assert "requests   3 at once" in err
+    assert "steps of at most 48 tokens" in err
+    assert "graphs     none" in err
+    assert fail(capsys, *command, "--memory", "nonsense")[0] == 6
+    assert fail(capsys, *command, "--step-budget-ms", "0")[0] == 6
+    code, line = fail(capsys, *command, "--memory", "1MiB")
+    assert code == 7
+    assert "what cures it: --memory" in line
+
+
 def test_generate_reads_standard_input(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("import os\n"))
     assert ask(capsys, "generate", model, "--prompt", "-", "--max-tokens", "2")["prompt"] == "import os\n"

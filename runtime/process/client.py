@@ -164,8 +164,8 @@ class EngineClient(asyncio.Protocol):
         if self.ended.done():
             raise self.ended.result()
         answer = asyncio.get_running_loop().create_future()
+        self._send(message)  # first: what cannot be sent is not waited for
         note(answer)
-        self._send(message)
         return await answer
 
     def _send(self, message: wire.Message) -> None:
@@ -216,6 +216,8 @@ class EngineClient(asyncio.Protocol):
         except TimeoutExpired:
             process.kill()
             await loop.run_in_executor(None, process.wait)
+        if self.ended.done():
+            return  # a cancelled start buries what it has connected to, and so does the lost connection
         shutil.rmtree(self._spawned.address.parent, ignore_errors=True)
         error = self._epitaph(process.returncode)
         waiting: list[asyncio.Future[Any]] = [self.ready, *self._submitted.values(), *self._pinged, *self._asked]

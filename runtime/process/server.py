@@ -166,7 +166,8 @@ class Server:
         elif isinstance(message, wire.Submit):
             self._submit(engine, serial, message.submission)
         elif isinstance(message, wire.Abort):
-            engine.abort([engine_number(serial, number) for number in message.numbers])
+            own = self._live.get(serial, set())  # a number too high would be another client's
+            engine.abort(sorted(own.intersection(engine_number(serial, number) for number in message.numbers)))
         elif isinstance(message, wire.Drain):
             self.drain()
         elif isinstance(message, wire.AskCounters):

@@ -14,6 +14,8 @@ from ..errors import QueueFull
 from .pages import PagePool
 from .request import Rank, Scheduled
 
+_SPARE_HUSKS = 64
+
 
 class Waiting:
     """The waiting completions by rank. What is removed from the middle leaves a husk that goes when it comes up."""
@@ -47,6 +49,8 @@ class Waiting:
     def remove(self, request: Scheduled) -> None:
         request.is_waiting = False
         self._num_waiting -= 1
+        if len(self._heap) > 2 * self._num_waiting + _SPARE_HUSKS:
+            self._heap = sorted(entry for entry in self._heap if entry[2].is_waiting)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from .planned import Committed, Ending, Planned
 from .request import Scheduled
 from .running import Running
 
-_MARGIN_STEP, _MARGIN_DECAY, _MAX_MARGIN = 0.5, 0.9998, 8.0
-"""Of the pages that are left for each running request: a preemption costs its whole context again."""
+_MARGIN_STEP, _MARGIN_DECAY, _MAX_MARGIN = 0.5, 0.9998, 8.0  # pages left for each running request
 
 
 class Scheduler:
@@ -56,9 +55,11 @@ class Scheduler:
         self._margin = 1.0  # pages that each running request is expected to need soon
         self._held_up: Scheduled | None = None  # whom the step before could not let in
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self._requests)
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._requests
 
     def add(self, request: Scheduled) -> None:
         """Queues a completion. QueueFull where the waiting queue is at its bound."""

@@ -104,8 +104,10 @@ def test_leaving_a_stream_aborts_its_request(run: Run) -> None:
     async def body(llm: AsyncLLM) -> None:
         async for _ in llm.generate("import ", LONG):
             break
+        await settled(llm)
         task = asyncio.create_task(whole(llm, "import ", LONG))
-        await asyncio.sleep(0.2)
+        while not (await llm.counters()).running:
+            await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

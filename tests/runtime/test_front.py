@@ -284,3 +284,14 @@ def test_nothing_is_left_whatever_happens(data: st.DataObject) -> None:
     assert len(front) == 0
     assert sorted(finished) == sorted(each.request_id for each in outputs)
     assert all(each.finish_reason for output in outputs for each in output.outputs)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"priority": 1.5}, {"priority": True}, {"priority": 101}, {"timeout_s": "5"}, {"salt": None}, {"salt": "\ud800"}],
+)
+def test_what_the_wire_could_not_carry_is_refused_alone(asked: dict[str, Any]) -> None:
+    front = Front(Tokenizer(folder()), LIMITS, lambda: 0.0)
+    with pytest.raises(RequestError):
+        front.open("bad", encode([5, 6], front.tokenizer), SamplingParams(), **asked)
+    assert len(front) == 0

@@ -64,7 +64,7 @@ def test_a_long_prompt_comes_in_chunks_of_the_budget() -> None:
     owner = scheduler()
     owner.add(completion(0, 20, 2))
     assert [spans(step(owner)) for _ in range(5)] == [[(0, 0, 8)], [(0, 8, 8)], [(0, 16, 4)], [(0, 20, 1)], []]
-    assert not owner.has_work
+    assert not len(owner)
 
 
 def test_decoding_goes_before_prompts_and_they_share_what_is_left_of_the_budget() -> None:
@@ -274,7 +274,7 @@ def test_a_follower_that_is_dropped_before_its_turn_never_runs() -> None:
     step(owner)
     assert owner.drop(1)
     assert not owner.drop(1)
-    while owner.has_work:
+    while len(owner):
         assert 1 not in step(owner).numbers
     assert free(owner) == 12
 
@@ -284,7 +284,7 @@ def test_a_prompt_that_is_cached_whole_copies_one_page_and_computes_one_token() 
     prompt = list(range(12))
     owner.add(completion(0, prompt, 1))
     step(owner)
-    assert not owner.has_work
+    assert not len(owner)
     owner.add(completion(1, prompt, 4))
     planned = step(owner)
     (slot, first, count) = spans(planned)[0]
@@ -297,7 +297,7 @@ def test_a_prompt_that_is_cached_whole_copies_one_page_and_computes_one_token() 
 def test_what_a_completion_has_sampled_is_found_too_but_for_its_last_token() -> None:
     owner = scheduler(budget=64)
     owner.add(completion(0, [1, 2, 3, 4, 5], 8))
-    while owner.has_work:
+    while len(owner):
         step(owner)
     owner.add(completion(1, [1, 2, 3, 4, 5] + [99] * 8, 1))
     assert spans(owner.schedule()) == [(0, 12, 1)]
@@ -388,7 +388,7 @@ def test_an_end_in_a_token_that_was_in_flight_at_preemption_counts() -> None:
         assert running(owner) == []
         assert commit(owner, later, token=55).ended == (end,)
         owner.drop(0)
-        assert not owner.has_work
+        assert not len(owner)
 
 
 def test_a_row_that_comes_back_for_a_slot_with_another_tenant_is_dropped() -> None:
