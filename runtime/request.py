@@ -60,15 +60,26 @@ class SamplingParams:
         _real("min_p", self.min_p, 0.0, 1.0)
         _integer("max_tokens", self.max_tokens, 1, 1 << 31)
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
-        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
-            if type(getattr(self, name)) is not bool:
-                raise RequestError(f"{name} is {_shown(getattr(self, name))}: it must be true or false")
+        self._check_flags()
         if self.seed is not None:
             _integer("seed", self.seed, -(1 << 63), (1 << 63) - 1)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids is empty: name at least one token, or leave it out")
+        self._check_ids()
+        if not isinstance(self.stop, (str, list, tuple, type(None))):
+            raise RequestError(f"stop is {_shown(self.stop)}: it must be a string or a list of strings")
+        _check_stops(self.stops)
+        if self.stops and not self.detokenize:
+            raise RequestError("stop strings are found in the text, and detokenize=False makes none: leave one out")
+
+    def _check_flags(self) -> None:
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
+            if type(getattr(self, name)) is not bool:
+                raise RequestError(f"{name} is {_shown(getattr(self, name))}: it must be true or false")
+
+    def _check_ids(self) -> None:
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("allowed_token_ids", self.allowed_token_ids)):
             if not isinstance(ids, (list, tuple, type(None))):
                 raise RequestError(f"{name} is {_shown(ids)}: it must be a list of token ids")
@@ -76,11 +87,6 @@ class SamplingParams:
                 raise RequestError(f"stop_token_ids has {len(ids or ()):,} ids: at most {MAX_STOP_IDS} are taken")
             for token in ids or ():
                 _integer(name, token, 0, 1 << 31)
-        if not isinstance(self.stop, (str, list, tuple, type(None))):
-            raise RequestError(f"stop is {_shown(self.stop)}: it must be a string or a list of strings")
-        _check_stops(self.stops)
-        if self.stops and not self.detokenize:
-            raise RequestError("stop strings are found in the text, and detokenize=False makes none: leave one out")
 
     @property
     def stops(self) -> tuple[str, ...]:
