@@ -33,7 +33,8 @@ _configurations = row_configurations
 KERNELS = (
     Kernel(
         "add_rms_norm_triton", op="add_rms_norm", language="triton", run=add_rms_norm_triton,
-        determinism=Determinism.BATCH, priority=50, launch=row_launch, refuses=row_refuses,
+        determinism=Determinism.BATCH, priority=50, launch=row_launch, configurations=_configurations,
+        refuses=row_refuses,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

@@ -62,6 +62,7 @@ def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launc
 KERNELS = (
     Kernel(
         "embedding_triton", op="embedding", language="triton", run=embedding_triton, determinism=Determinism.BATCH,
-        priority=50, launch=_launch, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+        priority=50, launch=_launch, configurations=_configurations,
+        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

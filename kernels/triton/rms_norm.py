@@ -100,7 +100,7 @@ _configurations = row_configurations
 KERNELS = (
     Kernel(
         "rms_norm_triton", op="rms_norm", language="triton", run=rms_norm_triton, determinism=Determinism.BATCH,
-        priority=50, launch=row_launch, refuses=row_refuses,
+        priority=50, launch=row_launch, configurations=_configurations, refuses=row_refuses,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

@@ -87,6 +87,7 @@ def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launc
 KERNELS = (
     Kernel(
         "rope_triton", op="rope", language="triton", run=rope_triton, determinism=Determinism.BATCH, priority=50,
-        launch=_launch, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+        launch=_launch, configurations=_configurations,
+        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

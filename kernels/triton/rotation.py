@@ -67,6 +67,6 @@ def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launc
 KERNELS = (
     Kernel(
         "rotation_triton", op="rotation", language="triton", run=rotation_triton, determinism=Determinism.BATCH,
-        priority=50, launch=_launch, dtypes=frozenset({torch.float32}),
+        priority=50, launch=_launch, configurations=_configurations, dtypes=frozenset({torch.float32}),
     ),
 )  # fmt: skip

@@ -334,6 +334,6 @@ def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launc
 KERNELS = (
     Kernel(
         "sample_triton", op="sample", language="triton", run=sample_triton, dtypes=frozenset({torch.float32}),
-        determinism=Determinism.BATCH, priority=50, launch=_launch,
+        determinism=Determinism.BATCH, priority=50, launch=_launch, configurations=_configurations,
     ),
 )  # fmt: skip

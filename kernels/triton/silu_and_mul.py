@@ -68,7 +68,7 @@ def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launc
 KERNELS = (
     Kernel(
         "silu_and_mul_triton", op="silu_and_mul", language="triton", run=silu_and_mul_triton,
-        determinism=Determinism.BATCH, priority=50, launch=_launch,
+        determinism=Determinism.BATCH, priority=50, launch=_launch, configurations=_configurations,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip
