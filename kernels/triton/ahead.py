@@ -13,12 +13,16 @@ and the path of the cache, because its entries name their files by absolute path
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...hwprofiles.schema import Profile
+from . import machine_code
 from .language import INTERPRETED, Grid, instead_of_launching
+from .machine_code import MachineCode
 
 _BACKENDS: Mapping[str, tuple[str, Callable[[str], int | str]]] = {
     "sm_": ("cuda", int),
@@ -68,11 +72,21 @@ class Compiled:
         """The name of its folder in the cache is made from this."""
         return str(self.code.hash)
 
+    @cached_property
+    def machine_code(self) -> MachineCode:
+        return machine_code.of(self.code)
+
     @property
     def constants(self) -> Mapping[str, Any]:
         """The device function's constexprs by name."""
         names = self.code.src.fn.arg_names
         return {names[path[0]]: value for path, value in self.code.src.constants.items() if len(path) == 1}
+
+    @property
+    def config(self) -> str:
+        """Constants and options in a line: `BLOCK_N=64 D=128 warps=4 stages=3`."""
+        parts = [f"{name}={_shown(value)}" for name, value in self.constants.items()]
+        return " ".join([*parts, f"warps={self.code.metadata.num_warps}", f"stages={self.code.metadata.num_stages}"])
 
     @property
     def types(self) -> Mapping[str, str]:
@@ -84,6 +98,10 @@ class Compiled:
             for place, name in enumerate(names)
             if signature[name] != "constexpr"
         }
+
+
+def _shown(value: Any) -> str:
+    return str(int(value) if isinstance(value, bool) else getattr(value, "value", value))
 
 
 class _Driver:
@@ -104,48 +122,80 @@ class _Driver:
 
 
 class _Collector:
-    """Compiles what is launched, each cache entry once."""
+    """Hands launches to the compiler's threads, and gathers what came of them."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Compiled] = {}
+        self._pending: list[tuple[str, Any]] = []
         self._times: dict[str, tuple[bool, float]] = {}
 
     def take(self, function: Any, grid: Grid, *args: Any, **options: Any) -> None:
         name = function.fn.__name__
-        try:
-            code = function.warmup(*args, grid=grid, **options)
-        except Exception as error:  # the compiler's errors share no class
-            if hasattr(error, "exit_code"):
-                raise
-            cause = str(error).strip().splitlines() or [type(error).__name__]
-            raise NotCompiled(f"{name} does not compile: {cause[-1]} ({type(error).__name__})") from error
-        if code.hash not in self.found:
-            self.found[code.hash] = Compiled(name, code, *self._times.get(code.hash, (True, 0.0)))
+        with _named(name):
+            self._pending.append((name, function.warmup(*args, grid=grid, **options)))
 
     def listen(self, *, metadata: Mapping[str, Any], times: Any, cache_hit: bool, **rest: Any) -> None:
         self._times.setdefault(metadata["hash"], (cache_hit, times.total / 1e6))
 
+    def gather(self, found: dict[str, Compiled]) -> None:
+        for name, pending in self._pending:
+            with _named(name):
+                code = pending.result() if hasattr(pending, "result") else pending
+            if code.hash not in found:
+                found[code.hash] = Compiled(name, code, *self._times.get(code.hash, (True, 0.0)))
+
 
 @contextmanager
-def collecting(target: Target) -> Iterator[Mapping[str, Compiled]]:
-    """Inside, launches of this thread are compiled for `target` instead of run; gives the entries by key, growing.
+def _named(name: str) -> Iterator[None]:
+    """The compiler's errors, which share no class, as one line."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "exit_code"):
+            raise
+        cause = str(error).strip().splitlines() or ["it gives no reason"]
+        raise NotCompiled(f"{name} does not compile: {cause[-1].strip()} ({type(error).__name__})") from error
 
-    NotCompiled: the process runs Triton's interpreter; raised by a launch: the compiler refuses it.
+
+@contextmanager
+def collecting(target: Target, num_threads: int = 1) -> Iterator[Mapping[str, Compiled]]:
+    """Inside, launches of this thread are compiled for `target` instead of run, by so many threads.
+
+    Gives the entries of the cache by key, complete when the context has ended. NotCompiled: the process runs Triton's
+    interpreter, or the compiler refuses a launch.
     """
     if INTERPRETED:
         raise NotCompiled("TRITON_INTERPRET is set, and interpreted kernels are not compiled: unset it")
+    collector, found = _Collector(), dict[str, Compiled]()
+    with _compiling_for(target, collector), _threads(num_threads):
+        yield found
+        collector.gather(found)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    if number == 1:
+        yield
+        return
+    from triton import AsyncCompileMode
+
+    # Errors are ignored at its end only: `gather` has met them before, and knows whose they are.
+    with ThreadPoolExecutor(number) as pool, AsyncCompileMode(pool, ignore_errors=True):
+        yield
+
+
+@contextmanager
+def _compiling_for(target: Target, collector: _Collector) -> Iterator[None]:
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
 
-    collector = _Collector()
     before, listened = driver._active, knobs.compilation.listener
     driver.set_active(_Driver(GPUTarget(target.backend, target.arch, target.lanes)))
     knobs.compilation.listener = collector.listen
     token = instead_of_launching.set(collector.take)
     try:
-        yield collector.found
+        yield
     finally:
         instead_of_launching.reset(token)
         knobs.compilation.listener = listened
-        driver._active = before
+        driver._active = before  # None where no device was asked for yet
