@@ -2,7 +2,8 @@
 
 The expected result is the op's reference in float64. A trial's error is max |y - expected| / max |expected| over each
 tensor that the op observes; integers must be equal. A kernel that refuses the site gives its coded reason: neither a
-failure nor a pass. Promises are tried too: two runs for `run`; a row or a request alone and in company for `batch`.
+failure nor a pass. Promises are tried too: two runs for `run`; for `batch` a row or a request alone and in company,
+with one launch, as a binding at `batch` has it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..hwprofiles.schema import Profile
 from ..ops import discovery
 from ..ops.binding import BindingError, bind
 from ..ops.bound import BoundSite
-from ..ops.contract import Arguments, Case, Kernel, Op, Policy
+from ..ops.contract import Arguments, Case, Kernel, Launch, Op, Policy
 from ..ops.reference import ReferenceOps
 from ..ops.state import Attending, Pages
 from ..ops.support import PageDemand, bucket_of, layout_refusal, refusal
@@ -87,11 +88,15 @@ class Trial:
         demands = {found.group.name: PageDemand(self.kernel.page_layouts[0], found.page_size) for found in pages}
         return reason or layout_refusal(self.kernel, self.site, demands)
 
-    def call(self, operands: Arguments, place: Place) -> Any:
-        """One run, launched as a binding would launch this number of rows, with poisoned memory."""
+    def launch(self, place: Place, num_rows: int) -> Launch:
+        """As a binding without tuned rows launches so many rows."""
+        return self.kernel.launch(self.site, place.profile, bucket_of(num_rows, POLICY)) if self.kernel.launch else {}
+
+    def call(self, operands: Arguments, place: Place, launch: Launch | None = None) -> Any:
+        """One run with poisoned memory, with this launch or the one for its number of rows."""
         args, params = operands
-        bucket = bucket_of(int(args[0].shape[self.op.row_axis]), POLICY)
-        launch = self.kernel.launch(self.site, place.profile, bucket) if self.kernel.launch else {}
+        if launch is None:
+            launch = self.launch(place, int(args[0].shape[self.op.row_axis]))
         with Poison():
             return self.kernel.run(*args, **params, **launch)
 
@@ -145,17 +150,18 @@ class Trial:
 
     def _requests(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         args, params = operands
-        together = self.call(operands, place)
+        launch = self.launch(place, 1)
+        together = self.call(operands, place, launch)
         for number in range(next(arg for arg in args if isinstance(arg, Attending)).context_lengths.shape[0]):
             alone, rows = request_taken(args, number)
-            yield f"request {number}", self.call((alone, params), place), together[rows]
+            yield f"request {number}", self.call((alone, params), place, launch), together[rows]
 
     def _rows(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        count, axis = self.num_rows, self.op.row_axis
-        many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place)
+        count, axis, launch = self.num_rows, self.op.row_axis, self.launch(place, 1)
+        many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place, launch)
         last = min(count, _COMPANY) - 1
         for row in sorted({0, last // 2, last}):
-            alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place)
+            alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place, launch)
             for y, company in zip(tensors_of(alone), tensors_of(many), strict=True):
                 yield f"row {row}", y[0], company[row]
 
