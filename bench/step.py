@@ -1,12 +1,12 @@
 """The device's part of a step, on a model of a known shape with random weights that are drawn on the device itself.
 
-decode   a captured step at each batch and context, replayed: milliseconds, and its share of what the bytes and operations
-         of the sites allow at this run's own R and C. Over contexts at batch 1 a line is fitted, t = a + b · context:
-         its overhead is a less the time that the weights take at R.
+decode   a captured step at each batch and context, replayed: milliseconds, and its share of what the bytes and
+         operations of the sites allow at this run's own R and C. Over contexts at batch 1 a line is fitted,
+         t = a + b · context: its overhead is a less the time that the weights take at R.
 prefill  one request's prompt in one eager step.
 
-R, bytes read a second, and C, the rate of torch's products in the model's dtype, are measured in the same run. Pages are
-filled with normal values, requests have pages of their own in no order.
+R, bytes read a second, and C, the rate of torch's products in the model's dtype, are measured in the same run. Pages
+are filled with normal values, requests have pages of their own in no order.
 """
 
 from __future__ import annotations
