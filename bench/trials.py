@@ -254,7 +254,8 @@ def trials(pattern: str = "*", *, full: bool = False) -> list[Trial]:
         for kernel in (reference_kernel(op), *sorted(serving, key=lambda kernel: kernel.name)):
             if fnmatch(kernel.name, pattern):
                 dtypes = [dtype for dtype in op.tolerance if dtype in kernel.dtypes]
-                found += [Trial(op, kernel, case, dtype, full) for case in op.cases for dtype in dtypes]
+                cases = op.cases if full else op.proofs
+                found += [Trial(op, kernel, case, dtype, full) for case in cases for dtype in dtypes]
     return found
 
 
