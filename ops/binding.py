@@ -150,8 +150,13 @@ class _Binder:
         if not site.parts or self.wanted(site) is not None:
             return None
         whole = self.ranking.us(kernel, site, bucket)
-        parts = sum(self._served_us(part, bucket, demands) for part in site.parts) if whole < inf else inf
-        return Reason("policy", f"{whole:.1f} us measured, its parts took {parts:.1f}") if parts < whole else None
+        parts = sum(self._served_us(part, bucket, demands) for part in site.parts)
+        if max(whole, parts) < inf:
+            return Reason("policy", f"{whole:.1f} us measured, its parts took {parts:.1f}") if parts < whole else None
+        scores = [self._bucket_score(part, bucket, demands) for part in site.parts]
+        if sum(scores) / len(scores) > self.ranking.dealt(self._able(site, bucket), site, bucket)[kernel.name]:
+            return Reason("policy", "kernels of its parts come before it")
+        return None
 
     def _served_us(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> float:
         """What serves the site took when it was measured, infinity if it was not."""
