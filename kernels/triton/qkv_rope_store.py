@@ -19,7 +19,8 @@ from ...ops.contract import Kernel, Launch
 from ...ops.state import Pages
 from ...ops.types import Determinism, Site, Weight
 from .language import jit, tl
-from .launching import has_pdl, options, power, warps
+from .launching import options, power, warps
+from .overlap import joined, overlaps, released
 
 _HEADS = 8  # of a tile: enough programs for a single token, enough work for one
 
@@ -31,9 +32,8 @@ def _qkv_rope_store_kernel(
     NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    released(PDL)
+    joined(PDL)
     token = tl.program_id(0).to(tl.int64)
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     inside = column < D
@@ -106,7 +106,7 @@ def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
 
 
 def _of(block_h: int, profile: Profile) -> Launch:
-    return {"block_h": block_h, "num_warps": warps(16 * block_h, profile), "pdl": has_pdl(profile)}
+    return {"block_h": block_h, "num_warps": warps(16 * block_h, profile), "pdl": overlaps(profile)}
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
