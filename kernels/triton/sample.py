@@ -36,8 +36,8 @@ from .launching import options, power, warps
 from .overlap import joined, overlaps, released
 
 _BLOCK, _BLOCK_THREADS = 2048, 128  # four 16-byte loads of logits a thread
-_SLICE, _SLICE_THREADS = 4096, 256
-_LIST_TILE, _ROW_THREADS = 2048, 512
+_SLICE, _SLICE_THREADS = 4096, 512
+_LIST_TILE, _ROW_THREADS = 1024, 256
 _BINS, _BINS_PER_UNIT = 128, 4  # distances up to 32, in natural logarithms; what lies further away shares a bin
 _COUNTED_TOKENS = 1024  # of a program that counts
 
