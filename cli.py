@@ -23,6 +23,7 @@ from .commands.host import host
 from .commands.interference import interference
 from .commands.latency import latency
 from .commands.micro import micro
+from .commands.ops import ops
 from .commands.overload import overload
 from .commands.prefix import prefix
 from .commands.profiles import profiles
@@ -66,7 +67,7 @@ def _bench() -> None:
 
 for command in (generate, chat, devices, profiles, explain, doctor, build_kernels):
     app.command()(command)
-for measurement in (latency, throughput, prefix, micro, host, interference, overload):
+for measurement in (latency, throughput, prefix, micro, ops, host, interference, overload):
     bench.command()(measurement)
 app.add_typer(bench, name="bench")
 

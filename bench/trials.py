@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
+from math import inf
 from typing import Any
 
 import torch
@@ -70,6 +71,12 @@ class Trial:
         getattr(recorder, self.op.name)(*args, **params)
         return recorder.sites[0]
 
+    def by(self, kernel: Kernel) -> Trial:
+        """The same trial of another kernel, on the very operands of this one."""
+        other = replace(self, kernel=kernel)
+        other.__dict__.update(operands=self.operands, site=self.site)
+        return other
+
     @property
     def num_rows(self) -> int:
         return int(self.operands[0][0].shape[self.op.row_axis])
@@ -113,6 +120,14 @@ class Trial:
             for name, y, expected in self._compared(result, operands):
                 compare(f"{self}: {name}", y, expected, self.op.tolerance[self.dtype])
             self.check_promises(place, operands)
+
+    def errors(self, place: Place) -> list[float]:
+        """The relative error of each tensor that the op observes, in each order of page axes."""
+        found = []
+        for operands in self.packings(place):
+            compared = self._compared(self.call(operands, place), operands)
+            found += [relative_error(y, reference) for _, y, reference in compared]
+        return found
 
     def _check_outputs(self, result: Any) -> None:
         """The result has the shapes and dtypes that the op's validation announces."""
@@ -188,15 +203,31 @@ def compare(what: str, y: torch.Tensor, wanted: torch.Tensor, tolerance: float) 
         assert torch.equal(y, wanted), f"{what}: {int((y != wanted).sum())} of {y.numel()} integers differ"
         return
     y, wanted = y.double(), wanted.double()
-    finite = wanted.isfinite()
-    strange = ~torch.where(finite, y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
+    strange = _strange(y, wanted)
     assert not strange.any(), (
         f"{what}: {int(strange.sum())} of {y.numel()} values are NaN or infinite, and should not be"
     )
-    if finite.any():
-        largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
-        relative = error / largest if largest else error
-        assert relative <= tolerance, f"{what}: error {relative:.2e} of the largest, the op allows {tolerance:.1e}"
+    relative = relative_error(y, wanted)
+    assert relative <= tolerance, f"{what}: error {relative:.2e} of the largest, the op allows {tolerance:.1e}"
+
+
+def _strange(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Where one is a number and the other is none."""
+    return ~torch.where(wanted.isfinite(), y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
+
+
+def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value; infinity where a NaN or an integer is not as wanted."""
+    if not y.is_floating_point():
+        return 0.0 if torch.equal(y, wanted) else inf
+    y, wanted = y.double(), wanted.double()
+    if _strange(y, wanted).any():
+        return inf
+    finite = wanted.isfinite()
+    if not finite.any():
+        return 0.0
+    largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
+    return error / largest if largest else error
 
 
 @lru_cache(maxsize=16)
@@ -223,7 +254,8 @@ def trials(pattern: str = "*", *, full: bool = False) -> list[Trial]:
         for kernel in (reference_kernel(op), *sorted(serving, key=lambda kernel: kernel.name)):
             if fnmatch(kernel.name, pattern):
                 dtypes = [dtype for dtype in op.tolerance if dtype in kernel.dtypes]
-                found += [Trial(op, kernel, case, dtype, full) for case in op.cases for dtype in dtypes]
+                cases = op.cases if full else op.proofs
+                found += [Trial(op, kernel, case, dtype, full) for case in cases for dtype in dtypes]
     return found
 
 

@@ -91,6 +91,11 @@ class Op:
     def __post_init__(self) -> None:
         assert (self.reference is None) != (self.parts is None), f"{self.name}: a reference or parts, not both"
 
+    @property
+    def proofs(self) -> tuple[Case, ...]:
+        """The cases with a twin of their own: shapes of one form share a twin, which is proved once."""
+        return tuple(case for at, case in enumerate(self.cases) if all(case.twin != b.twin for b in self.cases[:at]))
+
 
 @dataclass(frozen=True)
 class Kernel:

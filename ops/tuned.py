@@ -70,7 +70,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The rows of an op in a family, and the run that measured them."""
+    """The rows of an op in a family, and the run that measured them. matrix_tflops: C by dtype."""
 
     op: _Word
     family: _Word
@@ -83,7 +83,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     torch: _Word
     triton: _Word | None
     read_gb_per_s: _Positive
-    matrix_tflops: _Positive
+    matrix_tflops: dict[str, _Positive]
     rows: list[Row]
 
 

@@ -44,8 +44,10 @@ def build(decided: Decisions, progress: Callable[[float], None] | None = None) -
     return build_measured(decided, progress).engine
 
 
-def build_measured(decided: Decisions, progress: Callable[[float], None] | None = None) -> Built:
-    """`build`, and the means to measure what was predicted."""
+def build_measured(
+    decided: Decisions, progress: Callable[[float], None] | None = None, load: Callable[[Arena], Model] | None = None
+) -> Built:
+    """`build`, and the means to measure what was predicted. load: makes the model, instead of from the checkpoint."""
     backend, device, demands = decided.backend, decided.device, decided.binding.page_demands
     phases = Phases(decided.phase_seconds)
     if decided.options.jit == "forbid":
@@ -54,7 +56,10 @@ def build_measured(decided: Decisions, progress: Callable[[float], None] | None 
         compiled(decided)
     with phases("load weights"):
         weights = Arena(decided.weight_bytes, backend, device)
-        model = _load(decided, weights, decided.options.progress if progress is None else progress)
+        if load is None:
+            model = _load(decided, weights, decided.options.progress if progress is None else progress)
+        else:
+            model = load(weights)
     longest = decided.ledger.needs.num_pages(decided.max_model_len)
     vocabulary_size = decided.config.vocabulary_size
     slots = SlotTable(decided.options.max_num_seqs, decided.max_model_len, longest, vocabulary_size, device)
