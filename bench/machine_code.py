@@ -22,7 +22,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +37,7 @@ from ..ops.contract import Arguments
 from ..ops.launches import Launches, typical_rows
 from ..ops.state import Attending
 from ..ops.support import UNBOUNDED, bucket_of, refusal
-from .operands import on_device, packed, rows_taken
+from .operands import packed, rows_taken
 from .trials import POLICY, Trial, trials
 
 TARGETS = {"sm_90": "nvidia-h200-sxm", "sm_100": "nvidia-b200", "gfx942": "amd-mi300x", "gfx950": "amd-mi355x"}
@@ -70,7 +70,7 @@ def collected(profile: Profile, pattern: str = "*") -> Collected:
         entries = [stack.enter_context(found.collecting(found.Target.of(profile))) for found in languages.values()]
         for trial in trials(pattern, full=True):
             if trial.kernel.language in languages and (trial.dtype == _MAIN or trial.case == trial.op.cases[0]):
-                _launch(trial, profile)
+                _launch(replace(trial, device=_META), profile)
     result = Collected({}, [], {})
     for entry in (entry for each in entries for entry in each.values()):
         name = _entry_name(entry)
@@ -86,7 +86,7 @@ def _launch(trial: Trial, profile: Profile) -> None:
     buckets = (*POLICY.buckets, UNBOUNDED)
     own = bucket_of(trial.num_rows, POLICY)
     launches = Launches(profile, tuned.found(), buckets, single=False)
-    operands = on_device(packed(trial.operands, trial.kernel.layout, trial.kernel.page_layouts[0]), _META)
+    operands = packed(trial.operands, trial.kernel.layout, trial.kernel.page_layouts[0])
     for above, bucket in pairwise((0, *buckets)):
         wanted = bucket == own or (trial.dtype == _MAIN and trial.case.name != _ODD)
         if wanted and refusal(trial.kernel, trial.site, bucket, profile, POLICY, {}) is None:
