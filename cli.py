@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from .commands.build_kernels import build_kernels
 from .commands.chat import chat
 from .commands.devices import devices
 from .commands.doctor import doctor
@@ -65,7 +66,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, tune, doctor):
+for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, host, interference, overload):
     bench.command()(measurement)
