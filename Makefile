@@ -2,6 +2,7 @@
 #
 #   make demo     write text with the embedded model        make check   lint and types
 #   make test     run the suite                             make bench   latency on this machine
+#   make test-gpu the proofs on a GPU (DEVICE=cuda|rocm)    make tune    time kernels' launches, write the best (TUNE=…)
 #   make setup    the environment to develop in             make build   compile the C kernels again
 #   make clean    remove what was built                     make wheel   build dist/*.whl
 #
@@ -13,6 +14,7 @@ DEVICE ?= cpu
 VENV   ?= .venv
 PROMPT ?= def read_lines(path):
 SEED   ?= 2
+TUNE   ?=
 
 SHELL  := /bin/sh
 BIN    := $(VENV)/bin
@@ -24,7 +26,7 @@ INPUTS := pyproject.toml hatch_build.py __init__.py $(wildcard kernels/cpu/*.c k
 # A stamp in an environment whose interpreter has gone says nothing: the rule that makes it is then forced.
 BROKEN := $(shell $(BIN)/python -c 'import pip' >/dev/null 2>&1 || echo FORCE)
 
-.PHONY: setup demo test check lint types bench build wheel clean FORCE
+.PHONY: setup demo test test-gpu tune check lint types bench build wheel clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/dev-$(DEVICE)
@@ -46,6 +48,15 @@ types: $(STAMPS)/dev-$(DEVICE)
 
 bench: $(STAMPS)/test-$(DEVICE)
 	@$(BIN)/ambidex bench latency
+
+tune: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/ambidex tune $(TUNE)
+
+# Twins and cases on the GPU that is here, the tests that need one, and a case a kernel under its memory checker.
+test-gpu: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/python -m pytest tests/kernels/test_conformance.py --ambidex-device gpu
+	@$(BIN)/python -m pytest tests/kernels/test_conformance.py --ambidex-device gpu --ambidex-cases full --timeout 1800
+	@$(BIN)/python -m pytest tests -m gpu --timeout 1800
 
 build: $(STAMPS)/venv
 	@$(BIN)/python kernels/cpu/build.py
