@@ -2,6 +2,7 @@
 #
 #   make demo     write text with the embedded model        make check   lint and types
 #   make test     run the suite                             make bench   latency on this machine
+#   make test-gpu the proofs on a GPU (DEVICE=cuda|rocm)    make tune    time kernels' launches, write the best (TUNE=…)
 #   make setup    the environment to develop in             make build   compile the C kernels again
 #   make clean    remove what was built                     make wheel   build dist/*.whl
 #
@@ -21,6 +22,7 @@ SEED   ?= 2
 TRITON_OLD   ?= 3.6
 VENV_OLD     ?= .venv-triton$(TRITON_OLD)
 KERNEL_CACHE ?= $(CURDIR)/.kernel-cache
+TUNE   ?=
 
 SHELL  := /bin/sh
 BIN    := $(VENV)/bin
@@ -37,7 +39,7 @@ BUDGETS   := tests/machine_code/budgets
 COMPILED  := TRITON_CACHE_DIR=$(KERNEL_CACHE) OMP_NUM_THREADS=1
 MEANINGS  := meaning-nvidia-h200-sxm meaning-amd-mi300x
 
-.PHONY: setup demo test check lint types bench build wheel clean FORCE \
+.PHONY: setup demo test test-gpu tune check lint types bench build wheel clean FORCE \
   check-kernels $(MEANINGS) machine-code machine-code-old mutations budgets support
 .DELETE_ON_ERROR:
 
@@ -84,6 +86,15 @@ budgets: $(STAMPS)/test-$(DEVICE) $(OLD)
 
 support: $(STAMPS)/base-$(DEVICE)
 	@$(BIN)/python -m ambidex.bench.support docs/support.md
+
+tune: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/ambidex tune $(TUNE)
+
+# Twins and cases on the GPU that is here, the tests that need one, and a case a kernel under its memory checker.
+test-gpu: $(STAMPS)/test-$(DEVICE)
+	@$(BIN)/python -m pytest tests/kernels/test_conformance.py --ambidex-device gpu
+	@$(BIN)/python -m pytest tests/kernels/test_conformance.py --ambidex-device gpu --ambidex-cases full --timeout 1800
+	@$(BIN)/python -m pytest tests -m gpu --timeout 1800
 
 build: $(STAMPS)/venv
 	@$(BIN)/python kernels/cpu/build.py

@@ -142,7 +142,8 @@ class Trial:
 
     def _compared(self, result: Any, operands: Arguments) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         observed = self.op.observe(result, operands[0])
-        wanted = expected(self.op.name, self.case.name, self.dtype, self.full)
+        device = operands[0][0].device
+        wanted = expected(self.op.name, self.case.name, self.dtype, self.full, device)
         assert len(observed) == len(wanted), f"{self}: {len(observed)} tensors, the reference has {len(wanted)}"
         for number, (y, reference) in enumerate(zip(observed, wanted, strict=True)):
             yield f"tensor {number}", y.cpu(), reference
@@ -235,11 +236,22 @@ def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @lru_cache(maxsize=16)
-def expected(op_name: str, case_name: str, dtype: torch.dtype, full: bool) -> tuple[torch.Tensor, ...]:
-    """What the op observes of its reference in float64."""
+def expected(
+    op_name: str, case_name: str, dtype: torch.dtype, full: bool, device: torch.device = _CPU
+) -> tuple[torch.Tensor, ...]:
+    """What the op observes of its reference in float64, computed on the device if it holds it; on the CPU."""
     op = discovery.ops()[op_name]
     case = next(case for case in op.cases if case.name == case_name)
-    args, params = widened(Trial(op, reference_kernel(op), case, dtype, full).operands)
+    operands = widened(Trial(op, reference_kernel(op), case, dtype, full).operands)
+    try:
+        found = _observed_of_reference(op, on_device(operands, device if full else _CPU))
+    except torch.OutOfMemoryError:
+        found = _observed_of_reference(op, operands)
+    return tuple(y.cpu() for y in found)
+
+
+def _observed_of_reference(op: Op, operands: Arguments) -> tuple[torch.Tensor, ...]:
+    args, params = copied(operands)
     return op.observe(ReferenceOps(discovery.ops()).function(op)(*args, **params), args)
 
 

@@ -186,7 +186,18 @@ CASES = (
     _case("llama-3.1-70b-tp4-prefill-8k", (16, 2, 128), ((8192,), (8192,)), ((19,), (19,))),
 )
 
+_DECODING_ROWS, _CONTEXT = 64, 1024
+
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    """So many requests that decode behind 1,024 tokens; beyond 64 rows one prompt."""
+    decoding = rows <= _DECODING_ROWS
+    queries, contexts = ((1,) * rows, (_CONTEXT,) * rows) if decoding else ((rows,), (rows,))
+    shape = {"page_size": 16, "tree": site.dims["ancestors"]}
+    return {**site.dims, **shape, "queries": queries, "contexts": contexts}
+
+
 OP = Op(
     "paged_attention", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE,
-    reference=_reference, determinism=Determinism.RUN,
+    reference=_reference, determinism=Determinism.RUN, case_at=_case_at,
 )  # fmt: skip
