@@ -132,7 +132,7 @@ class LLM:
         with _whole_steps():
             for request_id, prompt, params, priority in requests:
                 submission = self._front.open(request_id, prompt, params, priority=priority)
-                while len(self.engine.scheduler.waiting) >= self.engine.limits.max_queued:
+                while self.engine.scheduler.waiting.num_requests >= self.engine.limits.max_queued:
                     self._step()  # whoever waits here is the one who would be told to come again
                 self.engine.submit(submission)
 

@@ -35,7 +35,7 @@ class Options:
     kv_cache_tokens: size of the KV cache; None: what the other parts leave of the memory, at most max_num_seqs requests
     of max_model_len. step_budget_ms: a prompt is read in chunks so long that a step is predicted
     to take no longer, or None: as long as max_num_batched_tokens allows. max_queued: requests that may wait, more are
-    refused. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what prompts and
+    refused; one with n completions is one. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what prompts and
     completions leave in their pages for requests that begin alike. overlap: launch a step before the one before it is
     committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where the backend
     records them. quantization: the format in which the layers' products are kept, quantized
