@@ -19,9 +19,10 @@ class Scheduled:
     """One completion. tokens: what the host knows of it while it has no slot (`Running.tokens` while it has one).
 
     stop_ids end it; allowed: words of the allowed-token mask, or None for all; allowed_early: the same without the stop
-    ids, in force before min_tokens are there. request: the number of the first completion of its request. leader: the completion of the same prompt whose pages it may share,
-    followers: those that wait for this one's prompt; num_shareable: tokens of it that
-    are computed and lie in its pages. pages: by state group, the page of each stretch of its context.
+    ids, in force before min_tokens are there. request: the number of the first completion of its request. leader: the
+    completion of the same prompt whose pages it may share, followers: those that wait for this one's prompt;
+    num_shareable: tokens of it that are computed and lie in its pages. pages: by state group, the page of each stretch
+    of its context.
     """
 
     number: int
