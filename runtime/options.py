@@ -76,15 +76,14 @@ class Options:
     def __post_init__(self) -> None:
         """ConfigError: a value of another type, or a number out of its range."""
         for name, most in _COUNTS.items():
-            self._check(name, lambda value, most=most: type(value) is int and 1 <= value <= most,
-                        f"a whole number from 1 to {most:,}")  # fmt: skip
+            self._check(name, _whole(1, most), f"a whole number from 1 to {most:,}")
         for name in _TEXTS:
             self._check(name, lambda value: isinstance(value, str), "a string")
         for name in _FLAGS:
             self._check(name, lambda value: isinstance(value, bool), "true or false")
-        for name, (wanted, most) in _REALS.items():
-            self._check(name, lambda value, most=most: _is_number(value) and 0 < value <= most, wanted)
-        self._check("seed", lambda value: type(value) is int and -(1 << 63) <= value < 1 << 63, "an integer of 64 bits")
+        for name, (wanted, highest) in _REALS.items():
+            self._check(name, _real(highest), wanted)
+        self._check("seed", _whole(-(1 << 63), (1 << 63) - 1), "an integer of 64 bits")
         self._check("kernels", _is_choice, "names of sites or ops, each with that of a kernel")
         if self.memory is not None:
             parse_memory(self.memory)
@@ -100,8 +99,13 @@ class Options:
             raise ConfigError(f"{name} is {shown(value)}: it must be {wanted}")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _real(most: float) -> Callable[[Any], bool]:
+    """Above 0, where no NaN is."""
+    return lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
 
 
 def _is_choice(kernels: object) -> bool:

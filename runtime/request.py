@@ -15,6 +15,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 20
 MAX_STOP_IDS = 64
+MAX_ALLOWED_IDS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,9 @@ class SamplingParams:
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("allowed_token_ids", self.allowed_token_ids)):
             if not isinstance(ids, (list, tuple, type(None))):
                 raise RequestError(f"{name} is {shown(ids)}: it must be a list of token ids")
-            if name == "stop_token_ids" and len(ids or ()) > MAX_STOP_IDS:
-                raise RequestError(f"stop_token_ids has {len(ids or ()):,} ids: at most {MAX_STOP_IDS} are taken")
+            most = MAX_STOP_IDS if name == "stop_token_ids" else MAX_ALLOWED_IDS
+            if len(ids or ()) > most:
+                raise RequestError(f"{name} has {len(ids or ()):,} ids: at most {most:,} are taken")
             for token in ids or ():
                 _integer(name, token, 0, 1 << 31)
 
@@ -123,6 +125,8 @@ def _check_stops(stops: tuple[str, ...]) -> None:
             raise RequestError(
                 f"stop has a string of {len(stop)} characters: from 1 to {MAX_STOP_CHARACTERS} are taken"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in stop):
+            raise RequestError("stop holds lone surrogates: it must be text that UTF-8 can hold")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The sockets of an engine process: accepts, reads whole messages, sends without ever waiting for a reader.
 
-A client that breaks the protocol or does not read loses its connection, with the reason as its last message; no other
-client sees it. `wait` may be called by two threads; everything else is called under `lock`.
+A client that breaks the protocol, does not read, or is one too many loses its connection, with the reason as its last
+message; no other client sees it. `wait` may be called by two threads; everything else is called under `lock`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from threading import RLock
 from time import monotonic
 
 from .wire import Failed, Frames, FromClient, Message, ProtocolError, frame
 
+MAX_CLIENTS = 64
 MAX_UNSENT_BYTES = 256 << 20
+HELLO_S, FAREWELL_S = 10.0, 5.0
+"""How long a client may take to say who it is, and to read why its connection ends."""
 _READ_BYTES = 256 << 10
 
 
@@ -30,6 +34,8 @@ class Connection:
         self.frames: Frames[FromClient] = Frames(FromClient)
         self.fingerprint: str | None = None
         self.greeted = self.dismissed = False
+        self.since_s = monotonic()
+        """When it came, or was dismissed."""
         self.unsent_bytes = 0
         self._unsent: deque[memoryview] = deque()
         self._is_begun = False
@@ -46,7 +52,7 @@ class Connection:
         if begun is not None:
             self.queue(begun.tobytes())
         self.queue(frame(Failed(reason)))
-        self.dismissed = True
+        self.dismissed, self.since_s = True, monotonic()
 
     def flush(self) -> bool:
         """Sends what the socket takes now; whether all of it went. OSError: the client is gone."""
@@ -127,6 +133,15 @@ class Connections:
             self._flush(serial, client)
             self.wake()
 
+    def sweep(self) -> None:
+        """Ends those that do not say Hello, and those that do not read why they are dismissed: they take places."""
+        now_s = monotonic()
+        for serial, client in list(self.clients.items()):
+            if client.dismissed and now_s - client.since_s > FAREWELL_S:
+                self._remove(serial, client)
+            elif not client.dismissed and not client.greeted and now_s - client.since_s > HELLO_S:
+                self.dismiss(serial, f"there was no Hello within {HELLO_S:g} s")
+
     def close(self, patience_s: float) -> None:
         """Waits a little for clients to read what was sent, then ends every connection."""
         until_s = monotonic() + patience_s
@@ -151,6 +166,10 @@ class Connections:
             client.close()
             return
         client.setblocking(False)
+        if len(self.clients) >= MAX_CLIENTS:
+            with client, suppress(OSError):
+                client.send(frame(Failed(f"{MAX_CLIENTS} clients are connected already: close one of them")))
+            return
         serial = next(self._serials)
         self.clients[serial] = Connection(client)
         self._selector.register(client, selectors.EVENT_READ, serial)
