@@ -60,8 +60,8 @@ class _Running:
 class AsyncLLM:
     """A model behind an event loop. Keyword arguments beside its own are the fields of `runtime.options.Options`.
 
-    hang_timeout_s: a step that takes longer ends its process. grace_s: how long `drain` lets requests go on. What is
-    wrong with the other options is said when the engine starts. ConfigError: a time that is no number of seconds above 0.
+    hang_timeout_s: a step that takes longer ends its process. grace_s: how long `drain` lets requests go on.
+    ConfigError: these are no seconds above 0. What is wrong with the options is said when the engine starts.
 
     >>> async with AsyncLLM() as llm:
     ...     async for output in llm.generate("def add(a, b):", SamplingParams(max_tokens=16)):

@@ -148,6 +148,8 @@ class EngineClient(asyncio.Protocol):
             kind = RequestError if message.kind == "request" else QueueFull
             _settle(self._submitted.pop(message.number, None), kind(message.message))
         elif isinstance(message, wire.Statistics):
+            if not self._asked:
+                raise wire.ProtocolError("Statistics, unasked")
             _settle(self._asked.pop(0), message.counters)
         else:
             self._note_state(message)

@@ -104,7 +104,7 @@ class Connections:
             elif (client := self.clients.get(serial)) is not None:
                 if event & selectors.EVENT_WRITE:
                     self._flush(serial, client)
-                if event & selectors.EVENT_READ and serial in self.clients and not client.dismissed:
+                if event & selectors.EVENT_READ and serial in self.clients:
                     yield from self._read(serial, client)
         while self._gone:
             yield self._gone.popleft(), None
@@ -125,7 +125,8 @@ class Connections:
                 self.send(serial, message)
 
     def dismiss(self, serial: int, reason: str) -> None:
-        """Ends a connection with a reason; it is closed when the client has read that, or has hung up."""
+        """Ends a connection with a reason. It is closed when the client hangs up, or has had time to read that: closed
+        at once, a client that is sending would see a broken pipe and no reason."""
         client = self.clients.get(serial)
         if client is not None and not client.dismissed:
             client.dismiss(reason)
@@ -183,6 +184,7 @@ class Connections:
             data = b""
         if not data:
             self._remove(serial, client)
+        if not data or client.dismissed:
             return
         try:
             for message in client.frames.feed(data):
@@ -199,10 +201,9 @@ class Connections:
             self._remove(serial, client)
             return
         if client.dismissed and done:
-            self._remove(serial, client)
-            return
-        reading = 0 if client.dismissed else selectors.EVENT_READ
-        self._selector.modify(client.socket, reading | (0 if done else selectors.EVENT_WRITE), serial)
+            with suppress(OSError):  # it has hung up
+                client.socket.shutdown(socket.SHUT_WR)
+        self._selector.modify(client.socket, selectors.EVENT_READ | (0 if done else selectors.EVENT_WRITE), serial)
 
     def _remove(self, serial: int, client: Connection) -> None:
         if self.clients.pop(serial, None) is None:

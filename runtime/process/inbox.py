@@ -52,11 +52,11 @@ class Inbox:
     def leave(self, serial: int) -> None:
         """The client is gone: nothing of it is to be taken any more but this."""
         with self._lock:
-            waiting = self._of.get(serial, _Waiting())
-            self._num_bytes -= waiting.num_bytes
-            if waiting.messages:
-                self._turns.remove(serial)
-            self._add(serial, _Waiting(), None, 0)
+            if serial in self._of:
+                self._num_bytes -= self._of[serial].num_bytes
+            else:
+                self._turns.append(serial)
+            self._of[serial] = _Waiting(deque([(None, 0)]))
 
     def take(self) -> tuple[int, FromClient | None]:
         """The next message of the client whose turn it is, None at the client's end. IndexError: nothing waits."""
@@ -73,10 +73,10 @@ class Inbox:
                 del self._of[serial]
             return serial, message
 
-    def _add(self, serial: int, waiting: _Waiting, message: FromClient | None, num_bytes: int) -> None:
-        if not waiting.messages:
+    def _add(self, serial: int, waiting: _Waiting, message: FromClient, num_bytes: int) -> None:
+        if serial not in self._of:
+            self._of[serial] = waiting
             self._turns.append(serial)
-        self._of[serial] = waiting
         waiting.messages.append((message, num_bytes))
         waiting.num_bytes += num_bytes
         waiting.num_requests += isinstance(message, Submit)

@@ -35,7 +35,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 
 class Hello(Message, frozen=True):
-    """Once, and first. protocol: the same at both ends. fingerprint: of the engine; a client names the one that it insists on."""
+    """Once, and first. protocol: the same at both ends. fingerprint: of the engine; a client names the one that it
+    insists on."""
 
     protocol: int = PROTOCOL
     fingerprint: str | None = None
