@@ -7,6 +7,7 @@ it was at ends with `EngineDied`, and the next one starts a fresh process.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from .stream import Stream
 from .template import Message
 from .tokenizer import Tokenizer
 
+_LOG = logging.getLogger("ambidex")
 _T = TypeVar("_T")
 _MOST_S = 1e9
 
@@ -59,6 +61,7 @@ class _Running:
 
 class AsyncLLM:
     """A model behind an event loop. Keyword arguments beside its own are the fields of `runtime.options.Options`.
+    What was decided at an engine's start goes to the logger `ambidex`, at INFO.
 
     hang_timeout_s: a step that takes longer ends its process. grace_s: how long `drain` lets requests go on.
     ConfigError: these are no seconds above 0. What is wrong with the options is said when the engine starts.
@@ -262,6 +265,7 @@ class AsyncLLM:
             raise
         if client.ended.done():
             raise client.ended.result()
+        _LOG.info("%s", ready.decisions[0])
         self._fingerprint = ready.facts.fingerprint  # whatever is started in its place has to be the same
         self._running = _Running(client, ready, Front(tokenizer, ready.limits, perf_counter))
         return self._running

@@ -84,7 +84,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """decisions: what was decided on the way to this engine, one line each."""
+    """decisions: what was decided on the way to this engine, one line each, after one that sums up."""
 
     limits: Limits
     facts: Facts
