@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from .commands.build_kernels import build_kernels
 from .commands.chat import chat
 from .commands.devices import devices
 from .commands.doctor import doctor
@@ -22,6 +23,7 @@ from .commands.host import host
 from .commands.interference import interference
 from .commands.latency import latency
 from .commands.micro import micro
+from .commands.ops import ops
 from .commands.overload import overload
 from .commands.prefix import prefix
 from .commands.profiles import profiles
@@ -63,9 +65,9 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, doctor):
+for command in (generate, chat, devices, profiles, explain, doctor, build_kernels):
     app.command()(command)
-for measurement in (latency, throughput, prefix, micro, host, interference, overload):
+for measurement in (latency, throughput, prefix, micro, ops, host, interference, overload):
     bench.command()(measurement)
 app.add_typer(bench, name="bench")
 

@@ -101,6 +101,15 @@ class Backend:
         """Seconds of a clock that never goes back. Default: the host's; a virtual backend has its own."""
         return time.perf_counter()
 
+    def elapsed_s(self, function: Callable[[], object], device: torch.device) -> float:
+        """Seconds that the device takes for what `function` launches, by the most exact clock there is. Default: this
+        backend's `clock`, with nothing under way before and after."""
+        self.synchronize(device)
+        begun = self.clock()
+        function()
+        self.synchronize(device)
+        return self.clock() - begun
+
     def stream(self, device: torch.device) -> AbstractContextManager[object]:
         """A context in which launches go to a stream of their own. Default: the one stream that there is."""
         return nullcontext()

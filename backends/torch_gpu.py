@@ -86,6 +86,16 @@ class TorchGpuBackend(Backend):
         num_bytes = min(_BUFFER_BYTES, self.memory(device).free_bytes // 4)
         return read_gb_per_s(device, num_bytes, self.synchronize)
 
+    def elapsed_s(self, function: Callable[[], object], device: torch.device) -> float:
+        """By events of the current stream: a launch's way to the device is in it only where the device waits for it."""
+        with torch.cuda.device(device):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            function()
+            end.record()
+            end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
     def capture(self, function: Callable[[], None]) -> Replay | str:
         """A graph on the current device, in the memory that all graphs of this backend and device share."""
         if (reason := self.missing()) is not None:

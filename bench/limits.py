@@ -37,8 +37,8 @@ class Limits:
         self._place = best(options["place"])
         self._device = self._place.backend.device(self._place.report)
         dtype = getattr(torch, options["dtype"])
-        self._products = [dict(_ways(size[:3], dtype, self._device)) for size in options["products"]]
-        self._readers = list(_readers()) if self._device.type == "cpu" else []
+        self._products = [dict(ways(size[:3], dtype, self._device)) for size in options["products"]]
+        self._readers = list(readers()) if self._device.type == "cpu" else []
         self._buffer = torch.ones(_READ_BYTES // 4) if self._readers else torch.empty(0)
 
     def loaded(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Limits:
         return seconds
 
 
-def _readers() -> Iterator[tuple[str, Callable[[torch.Tensor], None]]]:
+def readers() -> Iterator[tuple[str, Callable[[torch.Tensor], None]]]:
     """What kernel languages that can run here offer as `read(buffer)` in their `language.py`."""
     for language in set(languages()) - set(missing_languages()):
         if "language" in stems(f"kernels/{language}"):
@@ -78,7 +78,7 @@ def _readers() -> Iterator[tuple[str, Callable[[torch.Tensor], None]]]:
                 yield f"kernels/{language}", found.read
 
 
-def _ways(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
+def ways(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
     """The same product by each of torch's ways that there is on the device. sizes: rows, outputs, inputs."""
     rows, outputs, inputs = sizes
     weight = torch.randn(outputs, inputs, device=device).to(dtype)

@@ -24,7 +24,7 @@ _DEVIATION = 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama checkpoint with tied embeddings."""
+    """The sizes of a Llama checkpoint."""
 
     hidden_size: int
     num_layers: int
@@ -34,6 +34,7 @@ class Shape:
     intermediate_size: int
     vocabulary_size: int
     max_positions: int = 65536
+    tied: bool = True
 
     def config(self) -> dict[str, Any]:
         return {
@@ -48,7 +49,7 @@ class Shape:
             "intermediate_size": self.intermediate_size,
             "vocab_size": self.vocabulary_size,
             "max_position_embeddings": self.max_positions,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": self.tied,
             "hidden_act": "silu",
             "rms_norm_eps": 1e-5,
             "rope_theta": 500_000.0,
@@ -77,19 +78,25 @@ class Shape:
         for first in range(0, self.num_layers, _LAYERS_A_SHARD):
             layers = range(first, min(first + _LAYERS_A_SHARD, self.num_layers))
             yield {name: shape for layer in layers for name, shape in self.layer_shapes(layer).items()}
-        yield {"model.norm.weight": (self.hidden_size,)}
+        head = {} if self.tied else {"lm_head.weight": (self.vocabulary_size, self.hidden_size)}
+        yield {"model.norm.weight": (self.hidden_size,), **head}
 
 
 SHAPES = {
     "tiny": Shape(64, 2, 4, 2, 16, 160, 512, 1024),
     "0.5b": Shape(896, 24, 14, 2, 64, 4864, 32_000),
     "1b": Shape(2048, 16, 32, 8, 64, 8192, 128_256),
+    "8b": Shape(4096, 32, 32, 8, 128, 14_336, 128_256, 131_072, tied=False),
 }
+
+
+def write_config(shape: Shape, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> None:
     """Writes config.json, generation_config.json, tokenizer.json and the weights into `folder`."""
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2), encoding="utf-8")
+    write_config(shape, folder)
     (folder / "generation_config.json").write_text("{}", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
     _write_tokenizer(folder / "tokenizer.json")

@@ -2,16 +2,18 @@
 
 The expected result is the op's reference in float64. A trial's error is max |y - expected| / max |expected| over each
 tensor that the op observes; integers must be equal. A kernel that refuses the site gives its coded reason: neither a
-failure nor a pass. Promises are tried too: two runs for `run`; a row or a request alone and in company for `batch`.
+failure nor a pass. Promises are tried too: two runs for `run`; for `batch` a row or a request alone and in company,
+with one launch, as a binding at `batch` has it.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
+from math import inf
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from ..hwprofiles.schema import Profile
 from ..ops import discovery
 from ..ops.binding import BindingError, bind
 from ..ops.bound import BoundSite
-from ..ops.contract import Arguments, Case, Kernel, Op, Policy
+from ..ops.contract import Arguments, Case, Kernel, Launch, Op, Policy
 from ..ops.reference import ReferenceOps
 from ..ops.state import Attending, Pages
 from ..ops.support import PageDemand, bucket_of, layout_refusal, refusal
@@ -69,6 +71,12 @@ class Trial:
         getattr(recorder, self.op.name)(*args, **params)
         return recorder.sites[0]
 
+    def by(self, kernel: Kernel) -> Trial:
+        """The same trial of another kernel, on the very operands of this one."""
+        other = replace(self, kernel=kernel)
+        other.__dict__.update(operands=self.operands, site=self.site)
+        return other
+
     @property
     def num_rows(self) -> int:
         return int(self.operands[0][0].shape[self.op.row_axis])
@@ -87,11 +95,15 @@ class Trial:
         demands = {found.group.name: PageDemand(self.kernel.page_layouts[0], found.page_size) for found in pages}
         return reason or layout_refusal(self.kernel, self.site, demands)
 
-    def call(self, operands: Arguments, place: Place) -> Any:
-        """One run, launched as a binding would launch this number of rows, with poisoned memory."""
+    def launch(self, place: Place, num_rows: int) -> Launch:
+        """As a binding without tuned rows launches so many rows."""
+        return self.kernel.launch(self.site, place.profile, bucket_of(num_rows, POLICY)) if self.kernel.launch else {}
+
+    def call(self, operands: Arguments, place: Place, launch: Launch | None = None) -> Any:
+        """One run with poisoned memory, with this launch or the one for its number of rows."""
         args, params = operands
-        bucket = bucket_of(int(args[0].shape[self.op.row_axis]), POLICY)
-        launch = self.kernel.launch(self.site, place.profile, bucket) if self.kernel.launch else {}
+        if launch is None:
+            launch = self.launch(place, int(args[0].shape[self.op.row_axis]))
         with Poison():
             return self.kernel.run(*args, **params, **launch)
 
@@ -108,6 +120,14 @@ class Trial:
             for name, y, expected in self._compared(result, operands):
                 compare(f"{self}: {name}", y, expected, self.op.tolerance[self.dtype])
             self.check_promises(place, operands)
+
+    def errors(self, place: Place) -> list[float]:
+        """The relative error of each tensor that the op observes, in each order of page axes."""
+        found = []
+        for operands in self.packings(place):
+            compared = self._compared(self.call(operands, place), operands)
+            found += [relative_error(y, reference) for _, y, reference in compared]
+        return found
 
     def _check_outputs(self, result: Any) -> None:
         """The result has the shapes and dtypes that the op's validation announces."""
@@ -145,17 +165,18 @@ class Trial:
 
     def _requests(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         args, params = operands
-        together = self.call(operands, place)
+        launch = self.launch(place, 1)
+        together = self.call(operands, place, launch)
         for number in range(next(arg for arg in args if isinstance(arg, Attending)).context_lengths.shape[0]):
             alone, rows = request_taken(args, number)
-            yield f"request {number}", self.call((alone, params), place), together[rows]
+            yield f"request {number}", self.call((alone, params), place, launch), together[rows]
 
     def _rows(self, operands: Arguments, place: Place) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-        count, axis = self.num_rows, self.op.row_axis
-        many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place)
+        count, axis, launch = self.num_rows, self.op.row_axis, self.launch(place, 1)
+        many = self.call(rows_taken(operands, axis, count, torch.arange(_COMPANY) % count), place, launch)
         last = min(count, _COMPANY) - 1
         for row in sorted({0, last // 2, last}):
-            alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place)
+            alone = self.call(rows_taken(operands, axis, count, torch.tensor([row])), place, launch)
             for y, company in zip(tensors_of(alone), tensors_of(many), strict=True):
                 yield f"row {row}", y[0], company[row]
 
@@ -182,15 +203,31 @@ def compare(what: str, y: torch.Tensor, wanted: torch.Tensor, tolerance: float) 
         assert torch.equal(y, wanted), f"{what}: {int((y != wanted).sum())} of {y.numel()} integers differ"
         return
     y, wanted = y.double(), wanted.double()
-    finite = wanted.isfinite()
-    strange = ~torch.where(finite, y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
+    strange = _strange(y, wanted)
     assert not strange.any(), (
         f"{what}: {int(strange.sum())} of {y.numel()} values are NaN or infinite, and should not be"
     )
-    if finite.any():
-        largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
-        relative = error / largest if largest else error
-        assert relative <= tolerance, f"{what}: error {relative:.2e} of the largest, the op allows {tolerance:.1e}"
+    relative = relative_error(y, wanted)
+    assert relative <= tolerance, f"{what}: error {relative:.2e} of the largest, the op allows {tolerance:.1e}"
+
+
+def _strange(y: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Where one is a number and the other is none."""
+    return ~torch.where(wanted.isfinite(), y.isfinite(), (y == wanted) | (y.isnan() & wanted.isnan()))
+
+
+def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value; infinity where a NaN or an integer is not as wanted."""
+    if not y.is_floating_point():
+        return 0.0 if torch.equal(y, wanted) else inf
+    y, wanted = y.double(), wanted.double()
+    if _strange(y, wanted).any():
+        return inf
+    finite = wanted.isfinite()
+    if not finite.any():
+        return 0.0
+    largest, error = wanted[finite].abs().max().item(), (y - wanted)[finite].abs().max().item()
+    return error / largest if largest else error
 
 
 @lru_cache(maxsize=16)
@@ -217,7 +254,8 @@ def trials(pattern: str = "*", *, full: bool = False) -> list[Trial]:
         for kernel in (reference_kernel(op), *sorted(serving, key=lambda kernel: kernel.name)):
             if fnmatch(kernel.name, pattern):
                 dtypes = [dtype for dtype in op.tolerance if dtype in kernel.dtypes]
-                found += [Trial(op, kernel, case, dtype, full) for case in op.cases for dtype in dtypes]
+                cases = op.cases if full else op.proofs
+                found += [Trial(op, kernel, case, dtype, full) for case in cases for dtype in dtypes]
     return found
 
 

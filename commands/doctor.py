@@ -50,12 +50,15 @@ def planned(model: str | None, engine: dict[str, Any], *, measure: bool) -> dict
     from ..runtime.describe import describe as decisions
     from ..runtime.holdings import run_and_measure
     from ..runtime.options import Options
+    from ..runtime.phases import lines
     from ..runtime.start import decide
 
     decided = decide(Options(model=model, **engine))
     plan: dict[str, Any] = {"decisions": decisions(decided), "predicted_bytes": decided.ledger.predicted}
     if measure:
         built = build_measured(decided)
+        plan["phase_seconds"] = dict(built.engine.phase_seconds)
+        plan["decisions"] += lines(built.engine.phase_seconds)
         run_and_measure(built.engine, built.holdings)
         plan["measured"] = {name: found._asdict() for name, found in built.holdings.measured().items()}
         plan["comparison"] = built.holdings.lines()

@@ -140,8 +140,8 @@ def site_lines(site: Plain, depth: int = 0) -> Iterator[str]:
         yield from site_lines(part, depth + 1)
 
 
-def _outcome(choice: Plain) -> tuple[str, str]:
-    return choice["chosen"], str(choice["launch"])
+def _outcome(choice: Plain) -> tuple[str, str, str]:
+    return choice["chosen"], str(choice["launch"]), str(choice["launch_source"])
 
 
 def _merged(choices: Sequence[Plain], key: Any) -> list[list[Plain]]:

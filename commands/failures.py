@@ -20,6 +20,8 @@ EXIT_CODES = {
     "BackendError": 11,
     "MissingPackage": 12,
     "QueueFull": 14,
+    "CompilationForbidden": 15,
+    "NotCompiled": 16,
     "EngineDied": 13,
 }
 """By the name of the class: to import the classes would load torch. `docs/cli.md` explains the codes."""

@@ -72,6 +72,9 @@ Kernels = Annotated[
 Fallback = Annotated[
     str, typer.Option(metavar="POLICY", help="May an op's reference stand in for a kernel: allow, warn or forbid.")
 ]
+Jit = Annotated[
+    str, typer.Option(metavar="POLICY", help="May a kernel be compiled here: allow or forbid (see build-kernels).")
+]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", "--max-new-tokens", metavar="N", help="At most so many new tokens.")
 ]
@@ -123,6 +126,7 @@ ENGINE: dict[str, tuple[Any, Any]] = {
     "determinism": (Determinism, "run"),
     "kernel": (Kernels, None),
     "fallback": (Fallback, "allow"),
+    "jit": (Jit, "allow"),
 }
 """The options of every command that starts an engine: type and default, by name."""
 

@@ -173,9 +173,11 @@ def as_json(session: Session, output: RequestOutput) -> dict[str, Any]:
 def decisions(session: Session) -> list[str]:
     """What was decided on the way to this engine, and on what grounds: one line each."""
     from ..runtime.describe import describe
+    from ..runtime.phases import lines
 
     return [
         f"checkpoint {session.name}: loaded in {session.seconds_to_load:.2f} s",
         *describe(session.llm.decided),
+        *lines(session.llm.engine.phase_seconds),
         f"sampling   {dict(session.defaults) or 'no defaults'} (generation_config.json)",
     ]

@@ -4,9 +4,10 @@
 says why. Weights of one role and pages of one group can lie in one layout only, so layouts are settled first (the one
 under which the sites that share the tensor are served best), then each site takes its best kernel under them.
 
-A composite takes a kernel for the whole where one serves, else its parts are bound. An explicit choice is a promise:
-it is met, or `BindingError` says why it cannot be. At `Determinism.BATCH` one kernel serves all buckets of a site,
-because two kernels rarely agree to the bit.
+Best is the highest priority, unless several were measured: then the fastest of those takes the first one's place. A
+composite takes a kernel for the whole where one serves, unless its parts were measured to be faster; else its parts are
+bound. An explicit choice is a promise: it is met, or `BindingError` says why it cannot be. At `Determinism.BATCH` one
+kernel with one launch serves all buckets of a site, because two kernels rarely agree to the bit.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import inf
 
 from ..hwprofiles.schema import Profile
 from . import discovery
 from .bound import BoundOps, BoundSite, Choice
-from .contract import Kernel, Op, Policy
+from .contract import Kernel, Launch, Op, Policy
+from .launches import Launches, Pick, launch_reason, parse_choice
 from .layouts import PAGES_PHSD, ROW_MAJOR
+from .ranking import Ranking
 from .support import UNBOUNDED, Demand, PageDemand, layout_refusal, refusal
+from .tuned import Tuned, found
 from .types import Determinism, Layout, Reason, Site
 
 __all__ = ["UNBOUNDED", "Binding", "BindingError", "BoundOps", "BoundSite", "Choice", "PageDemand", "bind"]
@@ -61,9 +66,13 @@ class _Binder:
         ops: Mapping[str, Op],
         kernels: Mapping[str, Kernel],
         missing: Mapping[str, str],
+        tuned: Tuned,
     ) -> None:
         self.profile, self.policy, self.ops, self.kernels, self.missing = profile, policy, ops, kernels, missing
         self.buckets = (*policy.buckets, UNBOUNDED)
+        self.choices = {key: _parsed(key, text) for key, text in policy.choices.items()}
+        self.launches = Launches(profile, tuned, self.buckets, single=policy.determinism is Determinism.BATCH)
+        self.ranking = Ranking(self.launches)
         self.met: set[str] = set()
         self.warnings: dict[str, str] = {}
         self.refusals: dict[tuple[str, tuple[object, ...], int], Reason | None] = {}
@@ -75,16 +84,16 @@ class _Binder:
     def wanted(self, site: Site) -> str | None:
         """What the user chose for this site, if anything."""
         key = self.choice_key(site)
-        return None if key is None else self.policy.choices[key]
+        return None if key is None else self.choices[key][0]
 
     def choice_key(self, site: Site) -> str | None:
-        return next((key for key in (site.name, site.op) if key in self.policy.choices), None)
+        return next((key for key in (site.name, site.op) if key in self.choices), None)
 
     def static_reason(self, kernel: Kernel, site: Site, bucket: int) -> Reason | None:
         """Why `kernel` cannot serve rows up to `bucket` of `site`, layouts apart; None if it can."""
         key = self.choice_key(site)
-        if key is not None and self.policy.choices[key] != kernel.name:
-            return Reason("policy", f"{self.policy.choices[key]} was chosen for {key}")
+        if key is not None and self.choices[key][0] != kernel.name:
+            return Reason("policy", f"{self.choices[key][0]} was chosen for {key}")
         asked = (kernel.name, site.signature, bucket)
         if asked not in self.refusals:
             self.refusals[asked] = refusal(kernel, site, bucket, self.profile, self.policy, self.missing)
@@ -112,7 +121,7 @@ class _Binder:
     def _bucket_score(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> float:
         kernel = self._best(site, bucket, demands)[0]
         if kernel is not None:
-            return float(kernel.priority)
+            return float(self.ranking.dealt(self._able(site, bucket), site, bucket)[kernel.name])
         if self.wanted(site) not in (None, "parts", "reference"):
             return _BROKEN_PROMISE_PENALTY
         if not site.parts:
@@ -121,17 +130,35 @@ class _Binder:
         return sum(inner) / len(inner)
 
     def _best(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> tuple[Kernel | None, dict[str, Reason]]:
-        refused: dict[str, Reason] = {}
-        best: Kernel | None = None
-        for kernel in self.candidates(site):
-            reason = self._reason(kernel, site, bucket, demands)
-            if reason is not None:
-                refused[kernel.name] = reason
-            elif best is None:
-                best = kernel
-            else:
-                refused[kernel.name] = Reason("policy", f"{best.name} comes before it")
-        return best, refused
+        reasons = {each.name: self._reason(each, site, bucket, demands) for each in self.candidates(site)}
+        refused = {name: reason for name, reason in reasons.items() if reason is not None}
+        serving = [each for each in self.candidates(site) if each.name not in refused]
+        if not serving:
+            return None, refused
+        best, *others = self.ranking.ordered(serving, site, bucket)
+        refused |= {each.name: self.ranking.beaten(each, best, site, bucket) for each in others}
+        slower = self._slower_than_parts(best, site, bucket, demands)
+        return (best, refused) if slower is None else (None, {**refused, best.name: slower})
+
+    def _able(self, site: Site, bucket: int) -> list[Kernel]:
+        """Kernels that serve if the layouts suit them."""
+        return [each for each in self.candidates(site) if self.static_reason(each, site, bucket) is None]
+
+    def _slower_than_parts(
+        self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]
+    ) -> Reason | None:
+        if not site.parts or self.wanted(site) is not None:
+            return None
+        whole = self.ranking.us(kernel, site, bucket)
+        parts = sum(self._served_us(part, bucket, demands) for part in site.parts) if whole < inf else inf
+        return Reason("policy", f"{whole:.1f} us measured, its parts took {parts:.1f}") if parts < whole else None
+
+    def _served_us(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> float:
+        """What serves the site took when it was measured, infinity if it was not."""
+        kernel = self._best(site, bucket, demands)[0]
+        if kernel is not None:
+            return self.ranking.us(kernel, site, bucket)
+        return sum(self._served_us(part, bucket, demands) for part in site.parts) if site.parts else inf
 
     def _reason(self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Reason | None:
         reason = self.static_reason(kernel, site, bucket) or layout_refusal(kernel, site, demands)
@@ -155,14 +182,27 @@ class _Binder:
         self._keep_choice(site, chosen, refused)
         if chosen == "reference":
             self._allow_reference(site, refused)
-        launch = kernel.launch(site, self.profile, bucket) if kernel and kernel.launch else {}
-        return Choice(bucket, chosen, launch, refused)
+        pick = self._pick(kernel, site, bucket)
+        return Choice(bucket, chosen, pick.launch, refused, pick.source)
+
+    def _pick(self, kernel: Kernel | None, site: Site, bucket: int) -> Pick:
+        """The launch, with the parameters that were asked for: a promise like the kernel itself."""
+        pick = self.launches.pick(kernel, site, bucket) if kernel else Pick({}, None)
+        key = self.choice_key(site)
+        asked = self.choices[key][1] if key else {}
+        if not asked:
+            return pick
+        launch = {**pick.launch, **asked}
+        reason = launch_reason(kernel, site, self.profile, bucket, launch) if kernel else "has no launch parameters"
+        if reason is not None:
+            raise BindingError(f"{self.wanted(site)} cannot be launched for {site.name} as asked: {reason}")
+        return Pick(launch, "explicit")
 
     def _keep_choice(self, site: Site, chosen: str, refused: Mapping[str, Reason]) -> None:
         key = self.choice_key(site)
         if key is None:
             return
-        wanted = self.policy.choices[key]
+        wanted = self.choices[key][0]
         if chosen != wanted:
             raise BindingError(f"{wanted} cannot serve {site.name}: {self._why_not(wanted, site, refused)}")
         self.met.add(key)
@@ -184,19 +224,26 @@ class _Binder:
         self.warnings.setdefault(site.name, f"{site.name} runs on its reference: {tried}")
 
     def check_choices(self, sites: tuple[Site, ...]) -> None:
-        for key in sorted(set(self.policy.choices) - self.met):
+        for key in sorted(set(self.choices) - self.met):
             known = {name for site in _with_parts(sites) for name in (site.name, site.op)}
             if key not in known:
                 near = get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
                 raise BindingError(f"no site or op is called {key}{hint}")
-            wanted = self.policy.choices[key]
+            wanted = self.choices[key][0]
             if wanted not in (*self.kernels, "reference", "parts"):
                 raise BindingError(f"no kernel is called {wanted}: `ambidex explain` lists those of {key}")
             raise BindingError(
                 f"{key} is never bound on its own: a composite around it is served whole, or all its sites have "
                 f"choices of their own (choose `parts` for the composite to bind {key})"
             )
+
+
+def _parsed(key: str, text: str) -> tuple[str, Launch]:
+    try:
+        return parse_choice(text)
+    except ValueError as error:
+        raise BindingError(f"the choice for {key} cannot be read: {error}") from None
 
 
 def _with_parts(sites: Iterable[Site]) -> list[Site]:
@@ -221,16 +268,18 @@ def bind(
     missing: Mapping[str, str] | None = None,
     ops: Mapping[str, Op] | None = None,
     kernels: Mapping[str, Kernel] | None = None,
+    tuned: Tuned | None = None,
 ) -> Binding:
     """Decide who serves each site on `profile`.
 
     missing: languages that cannot run in this environment, with the reason (empty for a profile that is elsewhere).
-    ops, kernels: what there is to choose from; by default everything that `discovery` finds.
-    Errors: BindingError where an explicit choice, the determinism or `fallback: forbid` cannot be met.
+    ops, kernels, tuned: what there is to choose from and what was measured; by default everything that is found.
+    Errors: BindingError where an explicit choice, the determinism or `fallback: forbid` cannot be met; TunedError.
     """
     found_ops = ops if ops is not None else discovery.ops()
     found_kernels = kernels if kernels is not None else discovery.kernels()
-    binder = _Binder(profile, policy or Policy(), found_ops, found_kernels, missing or {})
+    rows = tuned if tuned is not None else found()
+    binder = _Binder(profile, policy or Policy(), found_ops, found_kernels, missing or {}, rows)
     demands = binder.settle(sites)
     bound = tuple(binder.place(site, demands) for site in sites)
     binder.check_choices(sites)

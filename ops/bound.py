@@ -14,12 +14,16 @@ from .types import Reason, Site
 
 @dataclass(frozen=True)
 class Choice:
-    """What serves one bucket of a site: a kernel's name, `reference`, or `parts`; and every kernel refused."""
+    """What serves one bucket of a site: a kernel's name, `reference`, or `parts`; and every kernel refused.
+
+    source: where the launch comes from (`launches.py`); None: there are no parameters.
+    """
 
     bucket: int
     chosen: str
     launch: Launch
     refused: Mapping[str, Reason]
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ it needs and promises, and says why where it cannot serve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -91,6 +91,11 @@ class Op:
     def __post_init__(self) -> None:
         assert (self.reference is None) != (self.parts is None), f"{self.name}: a reference or parts, not both"
 
+    @property
+    def proofs(self) -> tuple[Case, ...]:
+        """The cases with a twin of their own: shapes of one form share a twin, which is proved once."""
+        return tuple(case for at, case in enumerate(self.cases) if all(case.twin != b.twin for b in self.cases[:at]))
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -100,9 +105,15 @@ class Kernel:
     determinism: what it promises. One that promises BATCH launches so that a row's sums have one order in all buckets.
     dtypes: of the site's main operand `x`. needs: capabilities that the profile must have.
     layout: in which its weights are to lie. page_layouts, page_sizes: pages that it accepts (multiples of 1 if empty).
-    priority: among those that can serve, the highest is taken; a measured row replaces it where there is one.
+    priority: among those that can serve, the highest is taken; where several have measured rows, the fastest of those.
     refuses(site, profile, bucket): a further reason not to serve rows up to `bucket`, or None.
+    launch: the default, derived from the profile; it fits wherever the kernel serves.
     on_chip_bytes(launch): memory per block that a launch takes, checked against the profile.
+    configurations(site, profile, bucket): launches worth timing there, with the parameters that `launch` has; one that
+        does not fit the profile's memory is skipped.
+    refuses_launch(site, profile, launch): a further reason not to launch so, or None: asked of launches that come from
+        a measured row of another site or device. A kernel of devices with memory per block that gives neither this nor
+        `on_chip_bytes` gets no launch but those that it offers.
     """
 
     name: str
@@ -121,13 +132,16 @@ class Kernel:
     refuses: Callable[[Site, Profile, int], Reason | None] | None = None
     launch: Callable[[Site, Profile, int], Launch] | None = None
     on_chip_bytes: Callable[[Launch], int] | None = None
+    configurations: Callable[[Site, Profile, int], Iterable[Launch]] | None = None
+    refuses_launch: Callable[[Site, Profile, Launch], Reason | None] | None = None
 
 
 @dataclass(frozen=True)
 class Policy:
     """What the user asks of a binding.
 
-    choices: site name (`linear@lm_head`) or op name -> kernel name, `reference` or `parts`: a promise, met or an error.
+    choices: site name (`linear@lm_head`) or op name -> kernel name, `reference` or `parts`: a promise, met or an error;
+        a kernel's launch parameters may be chosen with it: `linear_triton{block_n=64}`.
     fallback: may a reference stand in where no kernel serves: `allow`, `warn` (a line in `Binding.warnings`), `forbid`.
     ValueError: an unknown fallback, no page size, buckets that do not rise.
     """

@@ -82,6 +82,21 @@ def missing_languages() -> dict[str, str]:
     return reasons
 
 
+@cache
+def compiled_languages() -> dict[str, ModuleType]:
+    """Languages that compile a kernel for the device when it is first launched, each with the module that does so ahead
+    of time: `kernels/<language>/ahead.py`, with `Target.of(profile)` and `collecting(target)`. Beside it `language.py`
+    has `forbid_compiling()`."""
+    folders = [(language, f"kernels/{language}") for language in languages()]
+    return {language: module(folder, "ahead") for language, folder in folders if "ahead" in stems(folder)}
+
+
+def forbid_compiling() -> None:
+    """From here on no language compiles a kernel in this process: what is not built already is an error."""
+    for language in compiled_languages():
+        module(f"kernels/{language}", "language").forbid_compiling()
+
+
 def describe_language(language: str) -> str:
     """What a language that can run here says of itself: its file's `describe()`, else "ready"."""
     if "language" not in stems(f"kernels/{language}"):

@@ -46,6 +46,7 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 CASES = (
     Case("llama-3.2-1b", {"T": 512, "V": 128256, "D": 2048}, {"T": 9, "V": 130, "D": 64}),
     Case("odd", {"T": 7, "V": 1003, "D": 333}, {"T": 7, "V": 35, "D": 33}),
+    Case("llama-3.1-8b-prefill", {"T": 8192, "V": 128256, "D": 4096}, {"T": 9, "V": 130, "D": 64}),
 )
 
 OP = Op("embedding", _label, _check, _cost, _inputs, CASES, EXACT, reference=_reference)

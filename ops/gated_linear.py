@@ -59,6 +59,14 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, weight, norm, bias), {"eps": 1e-5}
 
 
+def _gated(case: Case) -> Case:
+    """A product's case, normed, its outputs as gate and up."""
+    full, twin = (
+        {"T": dims["T"], "I": dims["N"] // 2, "K": dims["K"], "norm": True} for dims in (case.dims, case.twin)
+    )
+    return Case(case.name, full, {**twin, "I": 80})  # whole panels of 16 rows
+
+
 CASES = (
     Case(
         "llama-3.1-8b-decode", {"T": 1, "I": 14336, "K": 4096, "norm": True}, {"T": 1, "I": 112, "K": 64, "norm": True}
@@ -67,6 +75,7 @@ CASES = (
     Case("llama-3.2-1b-plain", {"T": 128, "I": 8192, "K": 2048}, {"T": 17, "I": 64, "K": 48}),
     Case("llama-mlp-bias", {"T": 8, "I": 8192, "K": 2048, "bias": True}, {"T": 8, "I": 64, "K": 48, "bias": True}),
     Case("odd", {"T": 17, "I": 1003, "K": 333, "norm": True}, {"T": 17, "I": 35, "K": 33, "norm": True}),
+    *map(_gated, linear.product_cases("gate_up")),
 )  # fmt: skip
 
 OP = Op("gated_linear", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)

@@ -68,7 +68,25 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, weight, bias), {"out_dtype": torch.float32} if dims.get("logits") else {}
 
 
-CASES = (
+_PRODUCTS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "llama-3.1-8b": {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)},
+    "llama-3.1-70b-tp4": {"qkv": (2560, 8192), "o": (8192, 2048), "gate_up": (14336, 8192), "down": (8192, 7168)},
+}
+"""Outputs and inputs of a decoder layer's products, on one device."""
+_STEPS = {"decode-1": (1, 1), "decode-8": (8, 8), "decode-32": (32, 32), "prefill-2048": (2048, 133)}
+"""Rows of a case and of its twin."""
+
+
+def product_cases(*roles: str) -> tuple[Case, ...]:
+    """Products of real models, decoding and reading prompts. Their twins have odd remainders of usual tiles."""
+    return tuple(
+        Case(f"{model}-{role}-{step}", {"T": rows, "N": products[role][0], "K": products[role][1]},
+             {"T": twin_rows, "N": 136, "K": 264})
+        for model, products in _PRODUCTS.items() for role in roles for step, (rows, twin_rows) in _STEPS.items()
+    )  # fmt: skip
+
+
+GENERAL_CASES = (
     Case("llama-3.1-8b-o-decode", {"T": 1, "N": 4096, "K": 4096}, {"T": 1, "N": 64, "K": 256}),
     Case("llama-3.1-8b-qkv-prefill", {"T": 512, "N": 6144, "K": 4096}, {"T": 33, "N": 96, "K": 256}),
     Case(
@@ -81,6 +99,7 @@ CASES = (
     ),
     Case("odd", {"T": 17, "N": 1003, "K": 333}, {"T": 17, "N": 35, "K": 33}),
 )
+CASES = (*GENERAL_CASES, *product_cases("qkv", "o", "gate_up", "down"))
 
 OP = Op(
     "linear", _label, _check, linear_cost, _inputs, CASES, COMPUTE_TOLERANCE,

@@ -41,7 +41,9 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, weight, random_tensor((dims["T"], dims["N"]), dtype, device, generator), bias), {}
 
 
-OP = Op(
-    "linear_add", _label, _check, _cost, _inputs, tuple(case for case in linear.CASES if "logits" not in case.dims),
-    COMPUTE_TOLERANCE, parts=_parts,
-)  # fmt: skip
+CASES = (
+    *(case for case in linear.GENERAL_CASES if "logits" not in case.dims),
+    *linear.product_cases("o", "down"),
+)
+
+OP = Op("linear_add", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)

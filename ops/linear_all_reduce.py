@@ -39,6 +39,6 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, weight), {"mesh": ONE_DEVICE, "axis": "tp"}
 
 
-CASES = tuple(case for case in linear.CASES if not {"bias", "logits"} & set(case.dims))
+CASES = tuple(case for case in linear.GENERAL_CASES if not {"bias", "logits"} & set(case.dims))
 
 OP = Op("linear_all_reduce", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)

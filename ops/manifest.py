@@ -55,7 +55,7 @@ def _choice(choice: Choice) -> dict[str, Any]:
         "max_rows": None if choice.bucket == UNBOUNDED else choice.bucket,
         "chosen": choice.chosen,
         "launch": dict(choice.launch),
-        "launch_source": "derived" if choice.launch else None,
+        "launch_source": choice.source,
         "refused": {name: {"code": reason.code, "text": reason.text} for name, reason in choice.refused.items()},
     }
 

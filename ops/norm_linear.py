@@ -52,4 +52,6 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, norm, weight, bias), {**params, "eps": 1e-5}
 
 
-OP = Op("norm_linear", _label, _check, _cost, _inputs, linear.CASES, COMPUTE_TOLERANCE, parts=_parts)
+CASES = (*linear.GENERAL_CASES, *linear.product_cases("qkv"))
+
+OP = Op("norm_linear", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)

@@ -52,6 +52,8 @@ CASES = (
     Case("llama-3.1-8b", {"T": 512, "D": 4096}, {"T": 5, "D": 4096}),
     Case("qwen2.5-0.5b", {"T": 64, "D": 896}, {"T": 3, "D": 896}),
     Case("odd", {"T": 63, "D": 1001}, {"T": 7, "D": 101}),
+    Case("llama-3.1-8b-decode", {"T": 32, "D": 4096}, {"T": 5, "D": 4096}),
+    Case("llama-3.1-8b-prefill", {"T": 8192, "D": 4096}, {"T": 5, "D": 4096}),
 )
 
 OP = Op("rms_norm", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, reference=_reference)

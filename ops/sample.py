@@ -174,6 +174,7 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 CASES = (
     Case("llama-3.2-1b", {"L": 8, "V": 128256}, {"L": 3, "V": 200}),
     Case("odd", {"L": 5, "V": 1003}, {"L": 5, "V": 67}),
+    Case("llama-3.1-8b-32", {"L": 32, "V": 128256}, {"L": 3, "V": 200}),
 )
 
 OP = Op(

@@ -47,6 +47,7 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 CASES = (
     Case("llama-3.1-8b", {"T": 512, "I": 14336}, {"T": 5, "I": 448}),
     Case("odd", {"T": 63, "I": 1001}, {"T": 3, "I": 101}),
+    Case("llama-3.1-8b-prefill", {"T": 8192, "I": 14336}, {"T": 5, "I": 448}),
 )
 
 OP = Op("silu_and_mul", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, reference=_reference)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..hwprofiles.schema import Profile
-from .contract import Kernel, Policy
+from .contract import Kernel, Launch, Policy
 from .state import PageLayout
 from .types import Layout, Reason, Site, dtype_name
 
@@ -98,10 +98,17 @@ def _rows_reason(kernel: Kernel, bucket: int) -> Reason | None:
 
 
 def _launch_reason(kernel: Kernel, site: Site, profile: Profile, bucket: int) -> Reason | None:
-    limit = profile.on_chip.shared_memory_per_block_kib
-    if kernel.on_chip_bytes is None or kernel.launch is None or limit is None:
+    if kernel.on_chip_bytes is None or kernel.launch is None:
         return None
-    needed = kernel.on_chip_bytes(kernel.launch(site, profile, bucket))
+    return on_chip_reason(kernel, profile, kernel.launch(site, profile, bucket))
+
+
+def on_chip_reason(kernel: Kernel, profile: Profile, launch: Launch) -> Reason | None:
+    """Why a block of the kernel, launched so, does not fit the memory that the profile has for one; None if it does."""
+    limit = profile.on_chip.shared_memory_per_block_kib
+    if kernel.on_chip_bytes is None or limit is None:
+        return None
+    needed = kernel.on_chip_bytes(launch)
     if needed <= limit * 1024:
         return None
     return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit * 1024:,.0f}")

@@ -36,6 +36,7 @@ ReasonCode = Literal[
     "rows",  # more rows than the kernel is made for
     "policy",  # refused by what the user asked for
     "determinism",  # the kernel does not promise the level that was asked for
+    "launch",  # launch parameters that the kernel does not have, or does not offer here
 ]
 
 

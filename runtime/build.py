@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from ..ops.discovery import forbid_compiling
 from ..ops.step_cost import load_coefficients
 from ..ops.types import ONE_DEVICE, Determinism, dtype_name
+from .ahead import compiled
 from .arena import Arena, arena_bytes
 from .batch import State
 from .checkpoint import Checkpoint
@@ -20,6 +22,7 @@ from .loading import load_weights
 from .messages import Limits
 from .model import Model
 from .options import token_budget
+from .phases import Phases
 from .rates import rates
 from .schedule.pace import Pace
 from .schedule.pages import PagePool
@@ -42,19 +45,31 @@ def build(decided: Decisions, progress: Callable[[float], None] | None = None) -
     return build_measured(decided, progress).engine
 
 
-def build_measured(decided: Decisions, progress: Callable[[float], None] | None = None) -> Built:
-    """`build`, and the means to measure what was predicted."""
+def build_measured(
+    decided: Decisions, progress: Callable[[float], None] | None = None, load: Callable[[Arena], Model] | None = None
+) -> Built:
+    """`build`, and the means to measure what was predicted. load: makes the model, instead of from the checkpoint."""
     backend, device, demands = decided.backend, decided.device, decided.binding.page_demands
-    weights = Arena(decided.weight_bytes, backend, device)
-    model = _load(decided, weights, decided.options.progress if progress is None else progress)
+    phases = Phases(decided.phase_seconds)
+    if decided.options.jit == "forbid":
+        forbid_compiling()
+    with phases("kernels"):
+        compiled(decided)
+    with phases("load weights"):
+        weights = Arena(decided.weight_bytes, backend, device)
+        if load is None:
+            model = _load(decided, weights, decided.options.progress if progress is None else progress)
+        else:
+            model = load(weights)
     longest = decided.ledger.needs.num_pages(decided.max_model_len)
     vocabulary_size = decided.config.vocabulary_size
     slots = SlotTable(decided.options.max_num_seqs, decided.max_model_len, longest, vocabulary_size, device)
     pages = Arena(arena_bytes(state_tensors(decided.groups, demands, decided.num_pages)), backend, device)
     state = allocate_state(decided.groups, demands, decided.num_pages, pages)
     scheduler = _scheduler(decided)
-    graphs = _graphs(decided, model, state, slots)
-    engine = _engine(decided, model, state, slots, graphs, scheduler)
+    with phases("capture graphs"):
+        graphs = _graphs(decided, model, state, slots)
+    engine = _engine(decided, model, state, slots, graphs, scheduler, phases.seconds)
     return Built(engine, Holdings(decided.ledger, backend, device, weights, pages, (slots, scheduler.running), graphs))
 
 
@@ -68,7 +83,13 @@ def _load(decided: Decisions, arena: Arena, progress: bool | Callable[[float], N
 
 
 def _engine(
-    decided: Decisions, model: Model, state: State, slots: SlotTable, graphs: Graphs | None, scheduler: Scheduler
+    decided: Decisions,
+    model: Model,
+    state: State,
+    slots: SlotTable,
+    graphs: Graphs | None,
+    scheduler: Scheduler,
+    phase_seconds: Mapping[str, float],
 ) -> Engine:
     options, backend = decided.options, decided.backend
     overlap = options.overlap if options.overlap is not None else backend.is_asynchronous
@@ -82,7 +103,7 @@ def _engine(
     held = {group: count * decided.page_sizes[group] for group, count in decided.num_pages.items()}
     intake = Intake(limits, model=str(decided.folder), seed=options.seed, ageing_s=options.ageing_s, longest=held)
     worker = Worker(model, state, decided.binding.ops, slots, concurrent=overlap, graphs=graphs)
-    return Engine(scheduler, worker, intake, limits, overlap=overlap, clock=backend.clock)
+    return Engine(scheduler, worker, intake, limits, overlap=overlap, clock=backend.clock, phase_seconds=phase_seconds)
 
 
 def _scheduler(decided: Decisions) -> Scheduler:

@@ -8,7 +8,7 @@ vendors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from time import monotonic
@@ -45,7 +45,10 @@ class _Launched:
 
 
 class Engine:
-    """One thread drives it. overlap: whether a step is launched before the one before it is committed."""
+    """One thread drives it. overlap: whether a step is launched before the one before it is committed.
+
+    phase_seconds: what the parts of its start took.
+    """
 
     def __init__(
         self,
@@ -56,8 +59,10 @@ class Engine:
         *,
         overlap: bool = False,
         clock: Callable[[], float] = monotonic,
+        phase_seconds: Mapping[str, float] | None = None,
     ) -> None:
         self.scheduler, self.worker, self.limits, self.overlap = scheduler, worker, limits, overlap
+        self.phase_seconds: Mapping[str, float] = phase_seconds or {}
         self._intake, self._clock = intake, clock
         self._in_flight: _Launched | None = None
         self._ended: list[Ended] = []

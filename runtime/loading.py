@@ -45,10 +45,7 @@ def trace(
 ) -> tuple[Site, ...]:
     """The sites of a model that runs in `dtype`, in the order of its pass, with the sampler's at the end."""
     config = replace(config, dtype=dtype)
-    weights = {
-        parameter.name: _empty_weight(parameter, stored_as(parameter, quantization), ROW_MAJOR, dtype, _zeros(_META))
-        for parameter in model_class.parameters(config)
-    }
+    weights = empty_weights(model_class.parameters(config), {}, dtype, quantization, _zeros(_META))
     model = model_class(config, weights, torch.device("cpu"))
     groups = model_class.groups(config)
     state = {group.name: [_trace_pages(group)] * group.num_layers for group in groups}
@@ -56,6 +53,20 @@ def trace(
     logits = model.forward(_trace_batch(groups), None, state, recorder, ONE_DEVICE)
     recorder.sample(logits, _trace_sampling())
     return recorder.sites
+
+
+def empty_weights(
+    parameters: Sequence[Parameter],
+    layouts: Mapping[str, Layout],
+    dtype: torch.dtype,
+    quantization: Format,
+    allocate: Allocate,
+) -> dict[str, Weight]:
+    """Every parameter's weight by name, as `load_weights` lays it out, without its values."""
+    return {
+        each.name: _empty_weight(each, stored_as(each, quantization), _layout(each, layouts), dtype, allocate)
+        for each in parameters
+    }
 
 
 def stored_as(parameter: Parameter, quantization: Format) -> Format:

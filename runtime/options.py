@@ -18,12 +18,13 @@ from .config import ModelConfig
 from .errors import ConfigError, DeviceError
 from .fields import shown
 
+JITS = ("allow", "forbid")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _COUNTS = {
     "max_model_len": 1 << 27, "max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "kv_cache_tokens": 1 << 48,
     "max_queued": 1 << 30,
 }  # fmt: skip
-_TEXTS = ("model", "revision", "device", "dtype", "quantization", "determinism", "fallback")
+_TEXTS = ("model", "revision", "device", "dtype", "quantization", "determinism", "fallback", "jit")
 _REALS = {
     "gpu_memory_utilization": ("a number above 0 to 1", 1.0), "ageing_s": ("a number of seconds above 0", 1e9),
     "step_budget_ms": ("a number of milliseconds above 0", 1e9),
@@ -47,7 +48,9 @@ class Options:
     prompts and completions leave in their pages for requests that begin alike. overlap: launch a step before the one
     before it is committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where
     the backend records them. quantization: the format in which the layers' products are kept, quantized at load; None:
-    as the checkpoint has them. kernels: explicit choices, site or op name -> kernel name.
+    as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the whole process:
+    all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not. kernels: explicit
+    choices, site or op name -> kernel name.
     """
 
     model: str | None = None
@@ -70,6 +73,7 @@ class Options:
     graphs: bool | None = None
     determinism: str = "run"
     fallback: str = "allow"
+    jit: str = "allow"
     kernels: Mapping[str, str] = field(default_factory=dict[str, str])
     progress: bool = True
 
@@ -91,6 +95,8 @@ class Options:
                 raise ConfigError(
                     f"memory is {self.memory} and gpu_memory_utilization {share}: both say how much memory, give one"
                 )
+        if self.jit not in JITS:
+            raise ConfigError(f"jit is {self.jit!r}: it is one of {', '.join(JITS)}")
 
     def _check(self, name: str, serves: Callable[[Any], bool], wanted: str) -> None:
         value = getattr(self, name)

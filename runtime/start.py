@@ -6,14 +6,14 @@ figures before any memory is taken. `build.py` allocates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..backends.choosing import best
-from ..backends.contract import Backend
+from ..backends.choosing import best, found
+from ..backends.contract import Backend, BackendError
 from ..hwprofiles.match import DeviceReport
 from ..hwprofiles.schema import Profile
 from ..ops import discovery
@@ -22,7 +22,7 @@ from ..ops.layouts import PAGES_PHSD, ROW_MAJOR
 from ..ops.state import StateGroup
 from ..ops.types import Format, Site, dtype_name
 from .arena import arena_bytes
-from .budget import Budget, budget
+from .budget import GIB, Budget, budget
 from .checkpoint import resolve
 from .config import ModelConfig, read_config
 from .embedded.location import folder as embedded_folder
@@ -31,6 +31,7 @@ from .ledger import Ledger, Needs, fit
 from .loading import stored_as, trace
 from .model import Model, Parameter, find_model
 from .options import DTYPES, Options, find_format, policy, run_dtype, token_budget
+from .phases import Phases
 from .workspace import StepNeeds, step_needs
 
 _TRACED_TOKENS = 2 * 16
@@ -54,6 +55,7 @@ class Decisions:
     parameters: tuple[Parameter, ...]
     groups: tuple[StateGroup, ...]
     ledger: Ledger
+    phase_seconds: Mapping[str, float]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,6 +98,7 @@ class _Device:
     profile: Profile
     device: torch.device
     budget: Budget
+    missing: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -126,34 +129,62 @@ class _Model:
 
 def decide(options: Options) -> Decisions:
     """Reads what is needed and settles everything. Raises those of `errors.py`, BindingError and ProfileError."""
-    backend, report, profile = place(options.device)
-    folder = resolve_model(options.model, options.revision)
-    config = read_config(folder)
+    phases = Phases()
+    with phases("probe"):
+        backend, report, profile = place(options.device)
+        device = backend.device(report)
+        allowed = _budget(options, profile, backend.memory(device).free_bytes)
+        where = _Device(backend, report, profile, device, allowed, discovery.missing_languages())
+    return _decide(options, where, phases)
+
+
+def decide_for(options: Options, profile: Profile) -> Decisions:
+    """What `decide` settles on a device of that profile with nothing else in its memory; it need not be here, and no
+    engine can be built from it. BackendError: a profile without a backend. `options.device` plays no part."""
+    backend = found().get(profile.backend or "")
+    if backend is None:
+        raise BackendError(f"{profile.name} names no backend that runs models: {', '.join(sorted(found()))} do")
+    if profile.memory.usable_gib is None:
+        raise BackendError(
+            f"{profile.name} has its host's memory, which only the host knows: nothing is decided elsewhere"
+        )
+    free_bytes = int(profile.memory.usable_gib * GIB)
+    report = DeviceReport(profile.vendor, profile.arch, profile.compute.units, name=profile.title)
+    where = _Device(backend, report, profile, torch.device("meta"), _budget(options, profile, free_bytes), {})
+    return _decide(options, where, Phases())
+
+
+def _budget(options: Options, profile: Profile, free_bytes: int) -> Budget:
+    return budget(options.memory, options.gpu_memory_utilization, profile, free_bytes)
+
+
+def _decide(options: Options, where: _Device, phases: Phases) -> Decisions:
+    with phases("read config"):
+        folder = resolve_model(options.model, options.revision)
+        config = read_config(folder)
     if (options.max_model_len or 0) > config.max_positions:
         raise ConfigError(
             f"max_model_len is {options.max_model_len:,}: the model was made for {config.max_positions:,}"
         )
-    device = backend.device(report)
-    free_bytes = backend.memory(device).free_bytes
-    allowed = budget(options.memory, options.gpu_memory_utilization, profile, free_bytes)
-    where = _Device(backend, report, profile, device, allowed)
-    model = _Model.of(replace(config, dtype=run_dtype(options.dtype, config, profile)), options)
-    binding, ledger = _settle(options, where, model, lambda: list(_dtype_cures(options, where, model)))
+    model = _Model.of(replace(config, dtype=run_dtype(options.dtype, config, where.profile)), options)
+    binding, ledger = _settle(options, where, model, phases, lambda: list(_dtype_cures(options, where, model)))
     return Decisions(
-        options, folder, backend, report, profile, device, model.config, model.model_class, model.quantization, binding,
-        model.parameters, model.groups, ledger,
+        options, folder, where.backend, where.report, where.profile, where.device, model.config, model.model_class,
+        model.quantization, binding, model.parameters, model.groups, ledger, phases.seconds,
     )  # fmt: skip
 
 
 def _settle(
-    options: Options, where: _Device, model: _Model, cures: Callable[[], Sequence[str]] = tuple
+    options: Options, where: _Device, model: _Model, phases: Phases, cures: Callable[[], Sequence[str]] = tuple
 ) -> tuple[Binding, Ledger]:
     """OutOfMemory: before the trace, which makes two pages of each group, if the device has not even those free."""
     free_bytes = where.budget.free_bytes
     untraced = replace(_needs(options, where, model, None), max_model_len=_TRACED_TOKENS, max_num_seqs=1)
     fit(untraced, Budget(free_bytes, free_bytes, "all that is free"), cures)
-    sites = trace(model.model_class, model.config, model.config.dtype, model.quantization)
-    binding = bind(sites, where.profile, policy(options), missing=discovery.missing_languages())
+    with phases("trace"):
+        sites = trace(model.model_class, model.config, model.config.dtype, model.quantization)
+    with phases("bind"):
+        binding = bind(sites, where.profile, policy(options), missing=where.missing)
     return binding, fit(_needs(options, where, model, binding), where.budget, cures)
 
 
@@ -186,7 +217,7 @@ def _dtype_cures(options: Options, where: _Device, model: _Model) -> Iterator[st
     for name in ("bfloat16", "float16"):
         if name in where.profile.dtypes:
             try:
-                _settle(options, where, _Model.of(replace(model.config, dtype=DTYPES[name]), options))
+                _settle(options, where, _Model.of(replace(model.config, dtype=DTYPES[name]), options), Phases())
             except ValueError:  # too large still, or what was chosen does not serve this dtype
                 continue
             yield f"--dtype {name}"

@@ -6,13 +6,18 @@ from here, and uses `tl` in its device functions only: there it is Triton's lang
 
 Triton chooses its interpreter when a function is decorated, that is at the first launch: TRITON_INTERPRET=1 is set
 before the process starts, and interpreted and compiled kernels live in different processes.
+
+Every launch goes through `DeviceFunction.__getitem__`. Inside `collecting` (ahead.py) it is compiled there and not run;
+after `forbid_compiling` (guard.py) one that Triton would have to compile is an error.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from functools import cached_property
+from contextvars import ContextVar
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +26,13 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
 """Whether the kernels of this process run in Triton's interpreter: on the CPU, operation by operation."""
+
+Grid = tuple[int, ...]
+
+instead_of_launching: ContextVar[Callable[..., None] | None] = ContextVar("instead_of_launching", default=None)
+"""What is called with (Triton's function, grid, arguments…) where a launch would be; None: it is launched."""
+
+_is_forbidden = False
 
 
 class _StandIn:
@@ -36,11 +48,14 @@ class DeviceFunction:
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._function, self._options = function, options
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return self.made[grid]
+    def __getitem__(self, grid: Grid) -> Callable[..., Any]:
+        instead = instead_of_launching.get()
+        return self.made[grid] if instead is None else partial(instead, self.made, grid)
 
     @cached_property
     def made(self) -> Any:
+        if _is_forbidden:
+            _guard()
         names = self._function.__globals__
         names.update({name: import_module("triton.language") for name, value in names.items() if value is tl})
         called = [name for name in self._function.__code__.co_names if isinstance(names.get(name), DeviceFunction)]
@@ -51,6 +66,19 @@ class DeviceFunction:
 def jit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """`triton.jit` at the first launch, a `DeviceFunction` until then; the options are its own."""
     return lambda function: DeviceFunction(function, options)
+
+
+def forbid_compiling() -> None:
+    """From here on, and for all of this process, a launch that is neither in memory nor in Triton's cache on disk
+    raises `guard.CompilationForbidden`: Triton's JIT belongs to the process. Does not import Triton."""
+    global _is_forbidden
+    _is_forbidden = True
+    if "triton" in sys.modules:
+        _guard()
+
+
+def _guard() -> None:
+    import_module(".guard", __package__).install()
 
 
 def missing() -> str | None:

@@ -28,6 +28,8 @@ from ...ops.contract import Kernel, Launch
 from ...ops.state import Attending, Pages
 from ...ops.types import Determinism, Reason, Site
 from .language import INTERPRETED, jit, tl
+from .overlap import overlaps
+from .paged_decode import decode
 
 _MIN_TILE = 16  # the least that tl.dot takes on any axis
 _MIN_SPLIT = 256  # keys: shorter splits cost more in combining than they gain in programs
@@ -216,10 +218,31 @@ class _Call:
 
 
 def paged_attention_triton(
+    q: torch.Tensor, pages: Pages, attending: Attending, *, scale: float, softcap: float = 0.0, keys: int, warps: int,
+    stages: int, programs: int, pdl: bool, prefill_rows: int, prefill_keys: int, prefill_warps: int,
+    prefill_stages: int,
+) -> torch.Tensor:  # fmt: skip
+    """Equal shares of a decode step's keys for all programs."""
+    assert attending.ancestors is None, "a site without trees was bound"
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    call = _call(q if q.stride(2) == 1 else q.contiguous(), pages, attending, y, scale, softcap)
+    if not call.num_requests:
+        return y.zero_()
+    decode(
+        call.tensors, call.num_requests, call.groups, call.strides, call.scales, call.sizes,
+        keys=keys, warps=warps, stages=stages, programs=programs, pdl=pdl,
+    )  # fmt: skip
+    if attending.num_queries > 1:
+        _prefill(call, prefill_rows, prefill_keys, prefill_warps, prefill_stages)
+    return y
+
+
+def paged_attention_triton_invariant(
     q: torch.Tensor, pages: Pages, attending: Attending, *, scale: float, softcap: float = 0.0, decode_keys: int,
     decode_warps: int, decode_stages: int, decode_programs: int, max_splits: int, prefill_rows: int, prefill_keys: int,
     prefill_warps: int, prefill_stages: int,
 ) -> torch.Tensor:  # fmt: skip
+    """A request's keys in splits that follow from its own length."""
     assert attending.ancestors is None, "a site without trees was bound"
     y = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     call = _call(q if q.stride(2) == 1 else q.contiguous(), pages, attending, y, scale, softcap)
@@ -286,6 +309,24 @@ def _power(size: int) -> int:
 
 def _padded(size: int) -> int:
     return max(_MIN_TILE, _power(size))
+
+
+def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """Of the kernel whose programs share evenly."""
+    invariant, units = _launch(site, profile, bucket), profile.compute.units or _DEFAULT_UNITS
+    prefill = {name: value for name, value in invariant.items() if name.startswith("prefill_")}
+    keys, itemsize = 64, site.dtypes["x"].itemsize
+    row_bytes, rows = _padded(site.dim("D")) * itemsize, _padded(site.dim("H") // site.dim("G"))
+    while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
+        keys //= 2
+    return {
+        "keys": keys,
+        "warps": max(1, 128 // profile.lane_width),
+        "stages": _stages(_DECODE_STAGES, rows, keys, row_bytes, _on_chip_limit(profile) // 2),
+        "programs": 2 * units,
+        "pdl": overlaps(profile),
+        **prefill,
+    }
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
@@ -360,7 +401,12 @@ def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
 KERNELS = (
     Kernel(
         "paged_attention_triton", op="paged_attention", language="triton", run=paged_attention_triton,
-        determinism=Determinism.BATCH, priority=50, refuses=_refuses, launch=_launch,
+        determinism=Determinism.RUN, priority=50, refuses=_refuses, launch=_shared_launch,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+    ),
+    Kernel(
+        "paged_attention_triton_invariant", op="paged_attention", language="triton",
+        run=paged_attention_triton_invariant, determinism=Determinism.BATCH, priority=45, refuses=_refuses,
+        launch=_launch, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

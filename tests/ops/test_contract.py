@@ -21,7 +21,7 @@ from torch.nn import functional
 
 OPS = discovery.ops()
 TRIALS = [
-    Trial(op, reference_kernel(op), case, dtype) for op in OPS.values() for case in op.cases for dtype in op.tolerance
+    Trial(op, reference_kernel(op), case, dtype) for op in OPS.values() for case in op.proofs for dtype in op.tolerance
 ]
 NAMED = {
     "add_rms_norm", "all_reduce", "all_reduce_add_norm", "embedding", "gated_linear", "linear", "linear_add",

@@ -100,7 +100,7 @@ def twins() -> list[Any]:
     return [
         pytest.param(kernel, case.twin, dtype, id=f"{name}-{case}-{dtype}".replace("torch.", ""))
         for name, kernel in SERVED.items()
-        for case in OPS[kernel.op].cases
+        for case in OPS[kernel.op].proofs
         for dtype in (F32, BF16)
         if dtype in OPS[kernel.op].tolerance
     ]

@@ -1,0 +1,131 @@
+"""How the products of few rows are launched: defaults from a profile's numbers, and what is worth timing.
+
+A unit of the device needs some tens of KiB of loads under way (bandwidth times latency over units), so a program takes
+a block of the weight of that order, and there are about two programs a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product as every
+
+from ...hwprofiles.schema import Profile
+from ...ops.contract import Launch
+from ...ops.types import Reason, Site, dtype_name
+from .overlap import overlaps
+
+MAX_ROWS = 64
+_MIN_ROWS = 16  # of a tile, for matrix units whose right operand is no narrower
+_NARROW_ROWS = 8  # NVIDIA's are
+_DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
+_PROGRAMS_PER_UNIT = 2
+_MAX_SPLITS, _MAX_STAGES = 16, 4
+_EARLY = 128  # of K
+_ROW_TILE, _ROW_WIDTH = 4, 2048  # 16 KiB of the weight at once
+
+
+def launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """The default for up to `bucket` rows: the fastest on an H200, shrunk to what fits."""
+    if bucket == 1:
+        width = min(_ROW_WIDTH, _power(site.dim("K")))
+        return _row(_ROW_TILE // _planes(site), width, max(1, 128 // profile.lane_width), profile)
+    return _fitted(site, profile, bucket, 64 // _planes(site))
+
+
+def invariant_launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """One launch for any number of rows: a row's sums have one order."""
+    return {**_fitted(site, profile, _MIN_ROWS, 64 // _planes(site)), "splits": 1, "early": 0}
+
+
+def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
+    """What is worth timing for up to `bucket` rows."""
+    if bucket == 1:
+        for rows, width, threads in every((1, 2, 4, 8), (1024, 2048, 4096), (128, 256)):
+            if 32 <= rows * _planes(site) * width // threads <= 128 and width < 2 * site.dim("K"):
+                yield _row(rows, width, threads // profile.lane_width, profile)
+        return
+    units = profile.compute.units or _DEFAULT_UNITS
+    for block_n, block_k, splits, stages, early in every(
+        (32, 64, 128), (64, 128), (1, 2, 4, 8), (2, 3, 4), (0, 128, 256)
+    ):
+        tile = _tile(site, profile, bucket, block_n // _planes(site), block_k, splits, stages, early)
+        programs = -(-site.dim("N") // block_n) * splits
+        if tile["early"] == early and units <= programs * 2 <= 16 * units and fits(site, profile, tile) is None:
+            yield tile
+
+
+def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
+    """Why a launch does not fit the device's memory per block, if it does not."""
+    limit = _limit(profile)
+    needed = _on_chip_bytes(site, launch)
+    return (
+        Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
+        if needed > limit
+        else None
+    )
+
+
+def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
+    x, weight = site.dtypes["x"], site.dtypes["weight"]
+    return None if weight == x else Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}")
+
+
+def _row(rows: int, width: int, num_warps: int, profile: Profile) -> Launch:
+    tile = {"block_t": 0, "block_n": max(1, rows), "block_k": width, "splits": 1, "early": 0, "num_stages": 1}
+    return {**tile, "num_warps": num_warps, "pdl": overlaps(profile)}
+
+
+def _fitted(site: Site, profile: Profile, bucket: int, block_n: int) -> Launch:
+    """A tile for up to `bucket` rows: as many stages as fit, and shares of K enough to give every unit its work."""
+    units = profile.compute.units or _DEFAULT_UNITS
+    splits = 1
+    while splits < _MAX_SPLITS and splits * -(-site.dim("N") // block_n) < _PROGRAMS_PER_UNIT * units:
+        splits *= 2
+    for block_k, stages in ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2)):
+        tile = _tile(site, profile, bucket, block_n, block_k, splits, stages, _EARLY)
+        if fits(site, profile, tile) is None:
+            return tile
+    return _tile(site, profile, _MIN_ROWS, 16, 16, splits, 1, 0)
+
+
+def _tile(
+    site: Site, profile: Profile, bucket: int, block_n: int, block_k: int, splits: int, stages: int, early: int
+) -> Launch:
+    narrowest = _NARROW_ROWS if profile.lane_width == 32 else _MIN_ROWS
+    blocks = -(-site.dim("K") // block_k)
+    splits = min(splits, blocks)
+    whole = site.dim("K") % (splits * block_k) == 0 and site.dim("K") // splits >= early and early % block_k == 0
+    return {
+        "block_t": min(MAX_ROWS, max(narrowest, _power(bucket))),
+        "block_n": block_n,
+        "block_k": block_k,
+        "splits": splits,
+        "early": early if whole and overlaps(profile) else 0,
+        "num_warps": max(1, (128 if block_n * _planes(site) <= 128 else 256) // profile.lane_width),
+        "num_stages": min(stages, _MAX_STAGES),
+        "pdl": overlaps(profile),
+    }
+
+
+def _on_chip_bytes(site: Site, launch: Launch) -> int:
+    """What the stages of weight and x take, and the blocks that are loaded early or turned for the store."""
+    rows = launch["block_n"] * _planes(site)
+    if launch["block_t"] == 0:
+        return 4 * launch["num_warps"] * launch["block_n"] * _planes(site)
+    itemsize = site.dtypes["x"].itemsize
+    staged = (rows + launch["block_t"]) * launch["block_k"] * itemsize * launch["num_stages"]
+    early = (rows + launch["block_t"]) * launch["early"] * itemsize
+    return int(max(staged, early, 4 * rows * launch["block_t"]) + launch["block_t"] * launch["block_k"] * itemsize)
+
+
+def _limit(profile: Profile) -> int:
+    return int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
+
+
+def _planes(site: Site) -> int:
+    """Matrices that are multiplied with x: a gated weight has two."""
+    return 2 if site.op == "gated_linear" else 1
+
+
+def _power(size: int) -> int:
+    return 1 << (min(size, MAX_ROWS * 1024) - 1).bit_length()
