@@ -24,6 +24,7 @@ from .messages import Limits
 from .model import Model
 from .options import token_budget
 from .phases import Phases
+from .rates import rates
 from .schedule.pace import Pace
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
@@ -145,13 +146,14 @@ def _pace(decided: Decisions) -> Pace | None:
     options, profile = decided.options, decided.profile
     if options.step_budget_ms is None:
         return None
-    rate = profile.dense_tflops(dtype_name(decided.dtype)) or 1.0
+    level, backend = decided.binding.policy.determinism, decided.backend
+    found = rates(profile, dtype_name(decided.dtype), level, lambda: backend.read_bandwidth_gb_per_s(decided.device))
     bytes_of, operations_of = load_coefficients(bound.site for bound in decided.binding.sites)
     return Pace(
         bytes_of,
         operations_of,
-        bytes_per_s=decided.backend.read_bandwidth_gb_per_s(decided.device) * 1e9,
-        operations_per_s=rate * 1e12,
+        bytes_per_s=found.bytes_per_s,
+        operations_per_s=found.operations_per_s,
         budget_s=options.step_budget_ms / 1000,
-        adapts=decided.binding.policy.determinism is not Determinism.RUN,
+        adapts=level is not Determinism.RUN,
     )

@@ -139,6 +139,14 @@ class Ledger:
     def total_bytes(self) -> int:
         return sum(self.predicted.values())
 
+    def summary(self) -> str:
+        """What was decided, and why, in a line."""
+        parts = ", ".join(f"{name} {shown_bytes(size)}" for name, size in self.predicted.items() if size)
+        return (
+            f"{self.kv_cache_tokens:,} tokens of KV; {self._holds()}; takes {shown_bytes(self.total_bytes)} ({parts}) "
+            f"of {shown_bytes(self.budget.num_bytes)}, {self.budget.source}"
+        )
+
     def lines(self) -> list[str]:
         """The decisions, a line each, with the reason where there was a choice."""
         needs, predicted = self.needs, self.predicted
