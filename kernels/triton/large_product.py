@@ -24,6 +24,7 @@ import torch
 from ...ops.types import Weight
 from .language import INTERPRETED, jit, tl
 from .overlap import joined, options, released
+from .rms_norm import rms_norm_triton
 
 _ALIGNED_BYTES = 16  # what tensor descriptors ask of a tensor's start and row stride
 
@@ -142,17 +143,21 @@ def _halves(y_TN, BLOCK_T: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 def large_product(
-    x: torch.Tensor, weight: Weight, bias: Weight | None = None, residual: torch.Tensor | None = None, *,
-    gated: bool = False, out_dtype: torch.dtype | None = None, block_t: int, block_n: int, block_k: int, group_t: int,
-    programs: int, slices: int, parts: int, described: bool, flat: bool, pdl: bool, num_warps: int, num_stages: int,
-    **target: int,
+    x: torch.Tensor, weight: Weight, norm: Weight | None = None, bias: Weight | None = None,
+    residual: torch.Tensor | None = None, *, eps: float = 0.0, gated: bool = False,
+    out_dtype: torch.dtype | None = None, block_t: int, block_n: int, block_k: int, group_t: int, programs: int,
+    slices: int, parts: int, described: bool, flat: bool, pdl: bool, num_warps: int, num_stages: int,
+    norm_warps: int = 0, **target: int,
 ) -> torch.Tensor:  # fmt: skip
-    """[T, N] (gated: [T, N / 2]). target: options that only some targets know."""
+    """[T, N] (gated: [T, N / 2]). A norm is a kernel of its own before the product: of many rows, x is small beside
+    what multiplying it costs. target: options that only some targets know."""
     values = weight.values
     (num_rows, width), num_outputs = x.shape, values.shape[0] // (2 if gated else 1)
     y = torch.empty((num_rows, num_outputs), dtype=out_dtype or x.dtype, device=x.device)
     if num_rows == 0:
         return y
+    if norm is not None:
+        x = rms_norm_triton(x, norm, eps=eps, block_t=1, num_warps=norm_warps, pdl=pdl)
     x = _aligned(x) if described else _lines(x)
     residual = residual if residual is None else _aligned(residual) if described else _lines(residual)
     added = x if residual is None else residual

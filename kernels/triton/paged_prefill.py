@@ -1,10 +1,10 @@
 # pyright: basic
 """Attention of the requests of a step that bring more than one query, over pages, with an online softmax.
 
-Milakov and Gimelshein, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691. One program a tile of tokens, for one
-query head, or for PACKED heads that share a key head: many tokens need no packing (a tile of 128 tokens of one head sees
-fewer keys in vain, and the heads of a group, which run side by side, find each other's keys in the last-level cache), a
-few tokens fill a tile with it. Nothing is read on the host: a program finds the request of its tile by a search.
+Milakov and Gimelshein, arXiv:1805.02867; Dao, FlashAttention-2, arXiv:2307.08691. One program a tile of tokens, for
+one query head, or for PACKED heads that share a key head: many tokens need no packing (a tile of 128 tokens of one head
+sees fewer keys in vain, and the heads of a group, which run side by side, find each other's keys in the last-level
+cache), a few tokens fill a tile with it. Nothing is read on the host: a program finds its tile's request by a search.
 
 A tile's keys come in three parts: those that all its queries see, with no mask, between those at the window's edge and
 those on the diagonal. The last tiles, which see the most keys, are first in the grid. Where pages hold whole tiles of
@@ -151,7 +151,9 @@ def _paged_prefill_kernel(
         kv_head, head = stack, stack * GROUP + member
         held = ((query < num_queries) & (member < GROUP))[:, None] & (column < D)[None, :]
     row = (begin + query).to(tl.int64)
-    q_MD = tl.load(q_ptr + row[:, None] * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0)
+    q_MD = tl.load(
+        q_ptr + row[:, None] * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0
+    )
     if UPCAST:
         q_MD = q_MD.to(tl.float32)
 
