@@ -37,7 +37,8 @@ KERNELS = (
     ),
     Kernel(
         "gated_linear_triton_large", op="gated_linear", language="triton", run=gated_linear_triton_large,
-        dtypes=_DTYPES, determinism=Determinism.RUN, priority=40, refuses=large_launch.refuses, launch=large_launch.launch,
+        dtypes=_DTYPES, determinism=Determinism.RUN, priority=40, refuses=large_launch.refuses,
+        launch=large_launch.launch,
         configurations=large_launch.configurations, refuses_launch=large_launch.fits,
     ),
     Kernel(
