@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,10 +31,12 @@ from ..ops.launches import offered, typical_rows
 from ..ops.support import UNBOUNDED, bucket_of
 from ..ops.tuned import Row, Table, TunedError, dtype_names, formats, read, timed_dims, written
 from ..ops.types import Site
+from .operands import packed
 from .ops import Bench, one_line
 from .trials import POLICY, Trial, reference_kernel
 
 _MOMENT_S, _FINALISTS = 0.03, 3
+_META = torch.device("meta")
 _MOST_LOGITS = 64
 """Rows of logits, one a request, above which a site is not measured."""
 
@@ -147,11 +151,25 @@ class Tuning:
             self._in_time()
             base = replace(each)  # a trial of its own: its operands go with it
             left = [trial for trial in map(base.by, kernels(base)) if self._is_left(trial)]
+            for trial in left:
+                self._compile(trial)
             wanted = self.bench.wanted(base) if left else None
             for trial in left:
                 self._in_time()
                 yield self._tuned(trial, wanted)
             yield None
+
+    def _compile(self, trial: Trial) -> None:
+        """All launches of a kernel that has to be compiled at once, on all cores: one after another they would take
+        most of a run. One that does not compile says so when it is launched."""
+        language = discovery.compiled_languages().get(trial.kernel.language)
+        if language is None:
+            return
+        args, params = packed(replace(trial, device=_META).operands, trial.kernel.layout, trial.kernel.page_layouts[0])
+        profile, bucket = self.bench.place.profile, bucket_of(trial.num_rows, POLICY)
+        with suppress(RuntimeError), language.collecting(language.Target.of(profile), os.cpu_count() or 1):
+            for launch in offered(trial.kernel, trial.site, profile, bucket):
+                trial.kernel.run(*args, **params, **launch)
 
     def _is_left(self, trial: Trial) -> bool:
         return trial.refusal(self.bench.place) is None and not self.files.holds(trial.op.name, self._key(trial))

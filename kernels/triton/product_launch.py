@@ -21,6 +21,7 @@ _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: w
 _PROGRAMS_PER_UNIT = 2
 _MAX_SPLITS, _MAX_STAGES = 16, 4
 _EARLY = 128  # of K
+_DEPTHS = ((2, 0), (3, 0), (4, 0), (3, _EARLY))  # stages, and what is loaded early
 _ROW_TILE, _ROW_WIDTH = 4, 2048  # 16 KiB of the weight at once
 
 
@@ -45,11 +46,9 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
                 yield _row(rows, width, threads // profile.lane_width, profile)
         return
     units = profile.compute.units or _DEFAULT_UNITS
-    for block_n, block_k, splits, stages, early in every(
-        (32, 64, 128), (64, 128), (1, 2, 4, 8), (2, 3, 4), (0, 128, 256)
-    ):
+    for block_n, block_k, splits, (stages, early) in every((32, 64, 128), (64, 128), (1, 2, 4, 8), _DEPTHS):
         tile = _tile(site, profile, bucket, block_n // _planes(site), block_k, splits, stages, early)
-        programs = -(-site.dim("N") // block_n) * splits
+        programs = -(-site.dim("N") // tile["block_n"]) * splits
         if tile["early"] == early and units <= programs * 2 <= 16 * units and fits(site, profile, tile) is None:
             yield tile
 
