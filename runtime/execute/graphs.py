@@ -54,7 +54,7 @@ class Graphs:
         sampling: SamplingGraphs | None = None,
     ) -> None:
         self.sizes, self._backend, self._slots, self._forward = sizes, backend, slots, forward
-        self._page_sizes, self._sampling = page_sizes, sampling
+        self._page_sizes, self.sampling = page_sizes, sampling
         self._captured: dict[int, _Captured] = {}
         self._logits: torch.Tensor | None = None
         self.seconds = 0.0
@@ -69,7 +69,7 @@ class Graphs:
     def num_bytes(self) -> int | None:
         """Memory of what was captured; None where the backend does not say."""
         replays = [graph.replay for graph in self._captured.values()]
-        replays += self._sampling.replays if self._sampling else []
+        replays += self.sampling.replays if self.sampling else []
         sizes: list[int | None] = [getattr(replay, "num_bytes", None) for replay in replays]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
@@ -78,8 +78,8 @@ class Graphs:
         """The largest first: the smaller ones then find its memory."""
         for size in reversed(self.sizes):
             graph = self._at(size)
-            if graph is not None and self._sampling:
-                self._sampling.capture_usual(graph.logits, graph.inputs)
+            if graph is not None and self.sampling:
+                self.sampling.capture_usual(graph.logits, graph.inputs)
 
     def run(self, slots: Integers, first: Integers) -> torch.Tensor | None:
         """Logits [B, V] of one token at position first[i] of each slots[i]; None where no graph serves."""
@@ -96,10 +96,10 @@ class Graphs:
     def sampled(self, step: Step) -> tuple[torch.Tensor, ...] | None:
         """What the sampler yields from the logits of the `run` just before, its ids appended to the slot table; None
         where no graph serves."""
-        graph = self._serving(len(step.spans)) if self._sampling else None
-        if graph is None or self._sampling is None:
+        graph = self._serving(len(step.spans)) if self.sampling else None
+        if graph is None or self.sampling is None:
             return None
-        return self._sampling.run(step, graph.logits, graph.inputs)
+        return self.sampling.run(step, graph.logits, graph.inputs)
 
     def _serving(self, num_rows: int) -> _Captured | None:
         """The smallest graph of so many rows."""

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ambidex.backends import cuda, rocm
 from ambidex.backends.cpu import CpuBackend
 from ambidex.ops.sample import Sampling
 from ambidex.runtime.batch import Batch
+from ambidex.runtime.build import build
 from ambidex.runtime.engine import Engine
 from ambidex.runtime.execute.graphs import Graphs
 from ambidex.runtime.execute.sampling import SamplingGraphs
 from ambidex.runtime.execute.worker import Worker
 from ambidex.runtime.messages import Submission
+from ambidex.runtime.options import Options
 from ambidex.runtime.request import SamplingParams
+from ambidex.runtime.start import decide
 from ambidex.runtime.step import Step
 
 
@@ -176,3 +181,30 @@ def test_empty_rows_append_nothing(pair: Pair) -> None:
     grown = worker.slots.lengths - before
     assert grown.tolist() == [int(slot in chosen) for slot in range(len(grown))]
     assert worker.slots.tokens[chosen, before[chosen]].tolist() == ids.tolist()
+
+
+@pytest.mark.gpu
+def test_on_a_card_two_graphs_draw_what_calls_draw(two_groups: Path) -> None:
+    """Each request alone: then graphs and calls have the same rows, and so the same kernels."""
+    found = [backend for backend in (cuda.BACKEND, rocm.BACKEND) if backend.missing() is None]
+    if not found:
+        pytest.skip(f"{cuda.BACKEND.missing()}; {rocm.BACKEND.missing()}")
+    drawn = []
+    for graphs in (False, True):
+        options = Options(
+            model=str(two_groups), device=f"{found[0].name}:0", max_model_len=60, max_num_seqs=3, graphs=graphs,
+            progress=False,
+        )  # fmt: skip
+        engine = build(decide(options))
+        worker, ids = worker_of(engine), []
+        for number, params in enumerate([GREEDY, RANDOM, FILTERED, MASKED, PENALIZED, TOLD]):
+            engine.submit(Submission(number=number, prompt_ids=np.arange(9) + number, params=params))
+            while engine.has_work:
+                ids += engine.step().ids.tolist()
+        drawn.append(ids)
+        if graphs:
+            assert worker.graphs is not None
+            assert worker.graphs.sampling is not None
+            assert (worker.graphs.refusal, worker.graphs.sampling.refusal) == (None, None)
+            assert len(worker.graphs.sampling.replays) >= 3 * worker.graphs.num_captured
+    assert drawn[0] == drawn[1]
