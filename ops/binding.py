@@ -146,7 +146,7 @@ class _Binder:
     def _slower_than_parts(
         self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]
     ) -> Reason | None:
-        if not site.parts or self.wanted(site) is not None:
+        if not site.parts or self.ops[site.op].has_glue or self.wanted(site) is not None:
             return None
         whole = self.launches.times_us(kernel, site, bucket)
         return parts_reason(whole, [self._served_us(part, bucket, demands) for part in site.parts]) if whole else None
@@ -156,7 +156,8 @@ class _Binder:
         kernel = self._best(site, bucket, demands)[0]
         if kernel is not None:
             return self.launches.times_us(kernel, site, bucket)
-        parts = [self._served_us(part, bucket, demands) for part in site.parts]
+        summed = () if self.ops[site.op].has_glue else site.parts
+        parts = [self._served_us(part, bucket, demands) for part in summed]
         common = [rows for rows in parts[0] if all(rows in part for part in parts)] if parts else []
         return {rows: sum(part[rows] for part in parts) for rows in common}
 
