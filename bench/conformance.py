@@ -17,6 +17,7 @@ trace    no kernel runs: the sites of each case's call, and who a binding would 
     --ambidex-profile NAME     the profile that decides who serves (the device's own where not given)
     --ambidex-device DEVICE    where tensors lie: `cpu` (the default), `cuda:0`, …, or `gpu`, the best one here
     --ambidex-kernels PATTERN  of kernels' names; references are called <op>.reference and <op>.parts
+    --ambidex-language NAME    only kernels of this language
     --ambidex-cases KIND       `twins` (small, the default) or `full`
 
 Errors: an unknown profile, a pattern that fits no kernel, `perf` without pytest-benchmark.
@@ -43,6 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--ambidex-profile", metavar="NAME", help="profile that decides who serves (the device's own)")
     group.addoption("--ambidex-device", metavar="DEVICE", default="cpu", help="device of the tensors, or gpu (cpu)")
     group.addoption("--ambidex-kernels", metavar="PATTERN", default="*", help="kernels to try, e.g. 'linear_*'")
+    group.addoption("--ambidex-language", metavar="NAME", help="only kernels of this language, as in triton")
     group.addoption("--ambidex-cases", choices=("twins", "full"), default="twins", help="the cases or their twins")
 
 
@@ -62,6 +64,8 @@ def _trials(config: pytest.Config) -> list[Trial]:
     found = trials("*.parts" if mode == "trace" and pattern == "*" else pattern, full=full)
     if mode == "trace" and pattern == "*":
         found += trials("*.reference", full=full)
+    language = config.getoption("--ambidex-language")
+    found = [trial for trial in found if language in (None, trial.kernel.language)]
     if not found:
         raise pytest.UsageError(f"no kernel is called {pattern!r}: --ambidex-mode=support lists them")
     return found

@@ -23,6 +23,7 @@ from ..runtime.request import SamplingParams
 from ..runtime.schedule.pages import PagePool
 from ..runtime.schedule.scheduler import Scheduler
 from ..runtime.step import Step
+from .results import conditions
 
 _PAGE_SIZE = 16
 _VOCABULARY = 32_000
@@ -66,8 +67,28 @@ def measure(num_requests: int, num_steps: int, *, overlap: bool = False) -> dict
     }
 
 
-def growth(sizes: Sequence[int], num_steps: int, *, overlap: bool = False) -> list[dict[str, Any]]:
-    return [measure(size, num_steps, overlap=overlap) for size in sizes]
+def growth(
+    sizes: Sequence[int], num_steps: int, *, overlap: bool = False, tick: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """`measure` of each size, and the conditions; `tick` is called after each. Of a single size its keys stand at the
+    top as well."""
+    about, rows = conditions(), []
+    for size in sizes:
+        rows.append(measure(size, num_steps, overlap=overlap))
+        tick()
+    single = rows[0] if len(rows) == 1 else {}
+    return {**about, **single, "manifest": _manifest(), "measurements": rows}
+
+
+def _manifest() -> dict[str, Any]:
+    """Of the binding that ran here: one without sites, for no kernel did. Made last: the measurement needs no torch."""
+    from ..ops.binding import bind
+    from ..ops.manifest import manifest
+    from ..runtime.options import Options, policy
+    from ..runtime.start import place
+
+    _, _, profile = place("cpu")
+    return manifest(bind((), profile, policy(Options())))
 
 
 def _engine(num_requests: int, num_steps: int, *, overlap: bool) -> Engine:

@@ -6,20 +6,22 @@ which the others go on; unchunked, it is read in one step for which all of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
 
+from ..ops.manifest import fingerprint, manifest
 from ..runtime.build import build
 from ..runtime.engine import Engine
 from ..runtime.messages import Submission
 from ..runtime.options import Options
 from ..runtime.request import SamplingParams
 from ..runtime.start import Decisions, decide
+from .results import conditions
 
 _LONG = 1 << 20
 """The number of the long request; the others count from 0."""
@@ -40,28 +42,48 @@ class Plan:
     unchunked: bool = True
     determinism: str = "batch"
 
-
-def measure(plan: Plan) -> dict[str, Any]:
-    """The run with the step budget, and the unchunked one beside it if wanted. Times in milliseconds."""
-    budgets = [plan.step_budget_ms, *([None] if plan.unchunked else [])]
-    runs = [_run(plan, budget) for budget in budgets]
-    return {"plan": plan.__dict__, "runs": runs, "p99_over_budget": runs[0]["p99_ms"] / plan.step_budget_ms}
+    @property
+    def budgets_ms(self) -> list[float | None]:
+        """Of each run; None: the long prompt in one step."""
+        return [self.step_budget_ms, *([None] if self.unchunked else [])]
 
 
-def _run(plan: Plan, budget_ms: float | None) -> dict[str, Any]:
-    decided = decide(_options(plan, budget_ms))
+def measure(plan: Plan, tick: Callable[[float], None] = lambda tokens: None) -> dict[str, Any]:
+    """The run with the step budget, and the unchunked one beside it if wanted. Times in milliseconds. `tick` is told
+    how many more tokens of the long prompt are read."""
+    about = conditions()
+    decisions = [decide(_options(plan, budget_ms)) for budget_ms in plan.budgets_ms]
+    runs = [_run(plan, budget_ms, each, tick) for budget_ms, each in zip(plan.budgets_ms, decisions, strict=True)]
+    return {
+        **about,
+        "plan": asdict(plan),
+        "manifest": manifest(decisions[0].binding),
+        "fingerprint": fingerprint(decisions[0].binding),
+        "runs": runs,
+        "p99_over_budget": runs[0]["p99_ms"] / plan.step_budget_ms,
+    }
+
+
+def _run(plan: Plan, budget_ms: float | None, decided: Decisions, tick: Callable[[float], None]) -> dict[str, Any]:
     engine = build(decided)
     draw, vocabulary = np.random.default_rng(0), decided.config.vocabulary_size
     for number in range(plan.num_requests):
         _submit(engine, number, draw.integers(0, vocabulary, plan.decode_input_len), decided)
     stamps = [(_settle(engine, plan.num_requests), plan.num_requests)]
     _submit(engine, _LONG, draw.integers(0, vocabulary, plan.input_len), decided, max_tokens=1)
-    long_ended = False
+    long_ended, num_read = False, 0
     while not long_ended:
         progress = engine.step()
+        before, num_read = num_read, max(num_read, _num_read(engine, plan))
+        tick(num_read - before)
         long_ended = _LONG in progress.numbers
         stamps.append((progress.time_s, int((progress.numbers < _LONG).sum())))
     return _result(stamps, budget_ms, decided)
+
+
+def _num_read(engine: Engine, plan: Plan) -> int:
+    """Tokens of the long prompt that are read: of all that run it has the most, or will have them."""
+    return min(int(engine.scheduler.running.computed.max()), plan.input_len)
 
 
 def _result(stamps: Sequence[tuple[float, int]], budget_ms: float | None, decided: Decisions) -> dict[str, Any]:

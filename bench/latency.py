@@ -10,7 +10,7 @@ the rate of the products (`bench.limits`; both are measured between the contende
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
@@ -103,12 +103,14 @@ def whole_pages(num_tokens: int) -> int:
     return -(-num_tokens // _PAGE_TOKENS) * _PAGE_TOKENS
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Runs the plan. JSON-able values, vLLM's keys (`avg_latency`, `latencies`, `percentiles`) among them."""
+def measure(plan: Plan, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Runs the plan; `tick` is called after each run.
+
+    JSON-able values, vLLM's keys (`avg_latency`, `latencies`, `percentiles`) among them."""
     about = conditions()
     with together(plan.engine_options(), plan.compare, input_len=plan.input_len) as side_by_side:
         limits = Found(side_by_side.limits)
-        answers = _repeat(plan, side_by_side, limits)
+        answers = _repeat(plan, side_by_side, limits, tick)
         memory = {process.name: process.ask("memory") for process in side_by_side.contenders}
         loaded = {process.name: process.loaded for process in side_by_side.contenders}
     ours = loaded["ambidex"]
@@ -129,7 +131,9 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _repeat(plan: Plan, side_by_side: Together, limits: Found) -> dict[tuple[Case, str], list[dict[str, Any]]]:
+def _repeat(
+    plan: Plan, side_by_side: Together, limits: Found, tick: Callable[[], None]
+) -> dict[tuple[Case, str], list[dict[str, Any]]]:
     """The answers of the repetitions that count, by case and contender, the limits measured between them."""
     vocabulary_size = side_by_side.ours.loaded["vocabulary_size"]
     answers: dict[tuple[Case, str], list[dict[str, Any]]] = {}
@@ -141,6 +145,7 @@ def _repeat(plan: Plan, side_by_side: Together, limits: Found) -> dict[tuple[Cas
                 answer = run(process, case, vocabulary_size, seed=f"{case.name} {iteration}")
                 if iteration >= 0:
                     answers.setdefault((case, process.name), []).append(answer)
+                tick()
     return answers
 
 

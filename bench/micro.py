@@ -7,7 +7,7 @@ the prompt. Building text is in none of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -78,11 +78,12 @@ class Plan:
         }
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    """Runs the plan: one row a test under llama-bench's field names, times in nanoseconds."""
+def measure(plan: Plan, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Runs the plan: one row a test under llama-bench's field names, times in nanoseconds. `tick` is called after each
+    repetition."""
     about = conditions()
     with ambidex(plan.engine_options()) as ours:
-        rows = [_row(test, _samples(ours, plan, test), ours.loaded, plan) for test in plan.tests()]
+        rows = [_row(test, _samples(ours, plan, test, tick), ours.loaded, plan) for test in plan.tests()]
         loaded = ours.loaded
     return {
         **about,
@@ -93,9 +94,13 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _samples(ours: Process, plan: Plan, test: Measurement) -> list[float]:
+def _samples(ours: Process, plan: Plan, test: Measurement, tick: Callable[[], None]) -> list[float]:
     """Seconds of each repetition, behind one that does not count."""
-    return [_seconds(ours, test, f"{test.name} {index}") for index in range(-1, plan.repetitions)][1:]
+    samples = []
+    for index in range(-1, plan.repetitions):
+        samples.append(_seconds(ours, test, f"{test.name} {index}"))
+        tick()
+    return samples[1:]
 
 
 def _seconds(ours: Process, test: Measurement, seed: str) -> float:

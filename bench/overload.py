@@ -20,8 +20,10 @@ import numpy as np
 from ..runtime.async_llm import AsyncLLM
 from ..runtime.errors import QueueFull
 from ..runtime.request import SamplingParams
+from .results import conditions
 
 _RETRY_S = 0.25
+_TICK_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,23 @@ class Plan:
     seconds: float = 60.0
     determinism: str = "run"
 
+    @property
+    def warm_up_s(self) -> float:
+        return min(self.seconds / 6, 10.0)
+
+    def engine_options(self) -> dict[str, Any]:
+        length = self.input_len + self.output_len
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "determinism": self.determinism,
+            "max_model_len": length + 1,
+            "max_num_seqs": 2 * self.fitting,
+            "kv_cache_tokens": self.fitting * -(-length // 128) * 128,
+            "max_queued": (self.times - 2) * self.fitting,
+        }
+
 
 @dataclass
 class _Tally:
@@ -46,25 +65,35 @@ class _Tally:
     broken: list[str] = field(default_factory=list[str])
 
 
-def measure(plan: Plan) -> dict[str, Any]:
-    return asyncio.run(_measure(plan))
+def measure(plan: Plan, tick: Callable[[float], None] = lambda seconds: None) -> dict[str, Any]:
+    """`tick` is told how many more seconds of the phases are over."""
+    about, found = conditions(), asyncio.run(_measure(plan, tick))
+    return {**about, "plan": asdict(plan), "manifest": _manifest(plan, found["fingerprint"]), **found}
 
 
-async def _measure(plan: Plan) -> dict[str, Any]:
-    length = plan.input_len + plan.output_len
-    async with AsyncLLM(
-        plan.model, device=plan.device, dtype=plan.dtype, determinism=plan.determinism, max_model_len=length + 1,
-        max_num_seqs=2 * plan.fitting, kv_cache_tokens=plan.fitting * -(-length // 128) * 128,
-        max_queued=(plan.times - 2) * plan.fitting,
-    ) as llm:  # fmt: skip
-        await _phase(llm, plan, plan.fitting, min(plan.seconds / 6, 10.0))  # what is only taken once is taken now
+def _manifest(plan: Plan, expected: str) -> dict[str, Any]:
+    """Of the engine that ran, decided again in this process: the engine's own stays with it. Made last: until then
+    this process is measured too, and holds no torch."""
+    from ..ops.manifest import fingerprint, manifest
+    from ..runtime.options import Options
+    from ..runtime.start import decide
+
+    binding = decide(Options(**plan.engine_options())).binding
+    assert fingerprint(binding) == expected, "the same options are decided alike"
+    return manifest(binding)
+
+
+async def _measure(plan: Plan, tick: Callable[[float], None]) -> dict[str, Any]:
+    async with AsyncLLM(**plan.engine_options()) as llm:
+        _, facts, _ = await llm.facts()
+        await _phase(llm, plan, plan.fitting, plan.warm_up_s, tick)  # what is only taken once is taken now
         before = await _state(llm)
-        alone = await _phase(llm, plan, plan.fitting, plan.seconds)
+        alone = await _phase(llm, plan, plan.fitting, plan.seconds, tick)
         between = await _state(llm)
-        crowded = await _phase(llm, plan, plan.times * plan.fitting, plan.seconds)
+        crowded = await _phase(llm, plan, plan.times * plan.fitting, plan.seconds, tick)
         after = await _state(llm)
     return {
-        "plan": asdict(plan),
+        "fingerprint": facts.fingerprint,
         "uncontended": alone,
         "overload": crowded,
         "throughput_ratio": crowded["tokens_per_s"] / alone["tokens_per_s"],
@@ -72,7 +101,9 @@ async def _measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-async def _phase(llm: AsyncLLM, plan: Plan, num_clients: int, seconds: float) -> dict[str, Any]:
+async def _phase(
+    llm: AsyncLLM, plan: Plan, num_clients: int, seconds: float, tick: Callable[[float], None]
+) -> dict[str, Any]:
     """A closed loop: each client asks again as soon as it is answered, until the time is over."""
     tally, draw = _Tally(), np.random.default_rng(num_clients)
     vocabulary = (await llm.facts())[0].vocabulary_size
@@ -83,7 +114,9 @@ async def _phase(llm: AsyncLLM, plan: Plan, num_clients: int, seconds: float) ->
         return [int(each) for each in draw.integers(0, vocabulary, plan.input_len)]
 
     clients = [asyncio.create_task(_client(llm, plan, prompt, end, tally)) for _ in range(num_clients)]
-    await asyncio.sleep(max(0.0, end - perf_counter()))
+    while (left_s := end - perf_counter()) > 0:
+        await asyncio.sleep(min(left_s, _TICK_S))
+        tick(min(left_s, _TICK_S))
     last, elapsed = await llm.counters(), perf_counter() - begun
     await asyncio.gather(*clients)
     return {

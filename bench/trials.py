@@ -45,13 +45,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Trial:
-    """A kernel, a case (itself or its twin) and a dtype. `check` raises AssertionError with what is wrong."""
+    """A kernel, a case (itself or its twin) and a dtype. `check` raises AssertionError with what is wrong.
+
+    device: where the operands are made; on `meta` they are shapes alone, which no check can use.
+    """
 
     op: Op
     kernel: Kernel
     case: Case
     dtype: torch.dtype
     full: bool = False
+    device: torch.device = _CPU
 
     def __str__(self) -> str:
         return f"{self.kernel.name}-{self.case.name}-{dtype_name(self.dtype)}"
@@ -60,7 +64,7 @@ class Trial:
     def operands(self) -> Arguments:
         dims = self.case.dims if self.full else self.case.twin
         seed = zlib.crc32(f"{self.op.name}:{self.case.name}".encode())
-        return self.op.inputs(dims, self.dtype, _CPU, torch.Generator().manual_seed(seed))
+        return self.op.inputs(dims, self.dtype, self.device, torch.Generator().manual_seed(seed))
 
     @cached_property
     def site(self) -> Site:

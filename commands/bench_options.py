@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .plot import check_plot
 from .table import fields
 
 if TYPE_CHECKING:
@@ -75,6 +77,20 @@ def checkpoint(model: str | None, shape: str | None) -> Iterator[str | None]:
         package = (__package__ or "").rpartition(".")[0]
         subprocess.run([sys.executable, "-m", f"{package}.bench.shapes", shape, folder], check=True)
         yield folder
+
+
+def check_outputs(plot: Path | None, output_json: Path | None) -> None:
+    """Before anything is measured: can the result be drawn and written where it is wanted?"""
+    for option, path in (("--plot", plot), ("--output-json", output_json)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.parent}: make it first", param_hint=option)
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder: name a file in it", param_hint=option)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise typer.BadParameter(f"{path} may not be written by this user: name another", param_hint=option)
+    check_plot(plot)
 
 
 def give_out(result: Mapping[str, Any], text: str, output_json: Path | None, as_object: bool) -> None:

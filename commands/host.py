@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import options
-from .failures import missing_package
+from . import bench_options, options
+from .progress import ticking
 from .table import table
 
 _SIZES = (1, 4, 16, 64, 256, 1024)
@@ -24,9 +23,8 @@ def host(
     overlap: Annotated[
         bool, typer.Option("--overlap/--no-overlap", help="Plan each step before the one before it is committed.")
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the growth with the batch (.svg or .png).")
-    ] = None,
+    output_json: bench_options.OutputJson = None,
+    plot: bench_options.Plot = None,
     as_object: options.AsJson = False,
 ) -> None:
     """Measure the host's part of a step: commit, schedule, deltas, output message.
@@ -35,10 +33,13 @@ def host(
     """
     from ..bench.host import growth
 
-    rows = growth(requests or _SIZES, steps, overlap=overlap)
+    bench_options.check_outputs(plot, output_json)
+    sizes = requests or _SIZES
+    with ticking("host", len(sizes)) as tick:
+        result = growth(sizes, steps, overlap=overlap, tick=tick)
     if plot is not None:
-        _draw(rows, plot)
-    print(json.dumps(rows[0] if len(rows) == 1 else {"measurements": rows}) if as_object else _shown(rows))
+        _draw(result["measurements"], plot)
+    bench_options.give_out(result, _shown(result["measurements"]), output_json, as_object)
 
 
 def _shown(rows: list[dict[str, Any]]) -> str:
@@ -52,10 +53,8 @@ def _shown(rows: list[dict[str, Any]]) -> str:
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_package("matplotlib") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     sizes = [row["num_requests"] for row in rows]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import options
-from .failures import missing_package
+from . import bench_options, options
+from .progress import ticking
 from .table import table
 
 
@@ -25,8 +24,8 @@ def interference(
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     determinism: options.Determinism = "batch",
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the times (.svg or .png).")] = None,
-    output_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole result there.")] = None,
+    output_json: bench_options.OutputJson = None,
+    plot: bench_options.Plot = None,
     as_object: options.AsJson = False,
 ) -> None:
     """Measure the inter-token time of running requests while a long prompt is read, chunked and whole.
@@ -35,18 +34,17 @@ def interference(
     """
     from ..bench.interference import Plan, measure
 
-    result = measure(
-        Plan(
-            model=model, device=device, dtype=dtype, input_len=input_len, num_requests=num_requests,
-            decode_input_len=decode_input_len, step_budget_ms=step_budget_ms, unchunked=unchunked,
-            determinism=determinism,
-        )
+    bench_options.check_outputs(plot, output_json)
+    plan = Plan(
+        model=model, device=device, dtype=dtype, input_len=input_len, num_requests=num_requests,
+        decode_input_len=decode_input_len, step_budget_ms=step_budget_ms, unchunked=unchunked,
+        determinism=determinism,
     )  # fmt: skip
-    if output_json is not None:
-        output_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    with ticking("interference", len(plan.budgets_ms) * input_len) as tick:
+        result = {"model": model or "embedded", **measure(plan, tick)}
     if plot is not None:
         _draw(result, plot)
-    print(json.dumps(result) if as_object else _shown(result))
+    bench_options.give_out(result, _shown(result), output_json, as_object)
 
 
 def _shown(result: dict[str, Any]) -> str:
@@ -66,10 +64,8 @@ def _shown(result: dict[str, Any]) -> str:
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_package("matplotlib") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for run in result["runs"]:

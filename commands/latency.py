@@ -8,7 +8,8 @@ import typer
 
 from . import bench_options, options
 from .bench_options import GIB, figure, shown_conditions, shown_range
-from .plot import bars, check_plot
+from .plot import bars
+from .progress import ticking
 from .table import table
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def latency(
     """
     from ..bench.latency import Plan, measure
 
-    check_plot(plot)
+    bench_options.check_outputs(plot, output_json)
     sizes, others = _sizes(batch_size, more), bench_options.peers(compare)
     with bench_options.checkpoint(model, shape) as folder:
         plan = Plan(
@@ -54,7 +55,9 @@ def latency(
             decode_input_len=decode_input_len, batch_sizes=sizes, mixed_batch=mixed_batch,
             num_iters_warmup=num_iters_warmup, num_iters=num_iters, compare=others,
         )  # fmt: skip
-        result = {"model": shape or model or "embedded", **measure(plan)}
+        turns = (1 + len(others)) * (num_iters_warmup + num_iters) * len(plan.cases())
+        with ticking("latency", turns) as tick:
+            result = {"model": shape or model or "embedded", **measure(plan, tick)}
     if plot is not None:
         bars(plot, [case.name for case in plan.cases()], _rates(result), "tokens/s")
     bench_options.give_out(result, shown(result, plan), output_json, as_object)

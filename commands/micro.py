@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import bench_options, options
+from .progress import ticking
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _OUTPUTS = ("md", "csv", "json", "jsonl", "sql")
@@ -56,6 +57,7 @@ def micro(
     """Measure like llama-bench: prompts (pp), new tokens (tg) and both, at any depth of context."""
     from ..bench.micro import Plan, measure
 
+    bench_options.check_outputs(None, output_json)
     if output not in _OUTPUTS:
         raise typer.BadParameter(f"{output} is not known: there are {', '.join(_OUTPUTS)}", param_hint="--output")
     with bench_options.checkpoint(model, shape) as folder:
@@ -66,7 +68,8 @@ def micro(
         )  # fmt: skip
         if not any(True for _ in plan.tests()):
             raise typer.BadParameter("nothing is left to measure: give -p, -n or -pg")
-        result = {"model": shape or model or "embedded", **measure(plan)}
+        with ticking("micro", len(list(plan.tests())) * (1 + repetitions)) as tick:
+            result = {"model": shape or model or "embedded", **measure(plan, tick)}
     bench_options.give_out(result, written(result["measurements"], output), output_json, as_object)
 
 

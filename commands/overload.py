@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import options
+from . import bench_options, options
+from .progress import ticking
 from .table import fields, table
 
 MIB = 2**20
@@ -24,7 +23,7 @@ def overload(
     device: options.Device = None,
     dtype: options.Dtype = "auto",
     determinism: options.Determinism = "run",
-    output_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the whole result there.")] = None,
+    output_json: bench_options.OutputJson = None,
     as_object: options.AsJson = False,
 ) -> None:
     """Measure an engine process under as many clients as fit, then under many times more.
@@ -34,15 +33,14 @@ def overload(
     """
     from ..bench.overload import Plan, measure
 
-    result = measure(
-        Plan(
-            model=model, device=device, dtype=dtype, input_len=input_len, output_len=output_len, fitting=fitting,
-            times=times, seconds=seconds, determinism=determinism,
-        )
+    bench_options.check_outputs(None, output_json)
+    plan = Plan(
+        model=model, device=device, dtype=dtype, input_len=input_len, output_len=output_len, fitting=fitting,
+        times=times, seconds=seconds, determinism=determinism,
     )  # fmt: skip
-    if output_json is not None:
-        output_json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result) if as_object else _shown(result))
+    with ticking("overload", plan.warm_up_s + 2 * seconds) as tick:
+        result = {"model": model or "embedded", **measure(plan, tick)}
+    bench_options.give_out(result, _shown(result), output_json, as_object)
 
 
 def _shown(result: dict[str, Any]) -> str:

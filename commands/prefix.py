@@ -32,6 +32,7 @@ def prefix(
     """Measure the time to the first token of prompts whose beginning is in the prefix cache, next to new ones."""
     from ..bench.prefix import Plan, measure
 
+    bench_options.check_outputs(None, output_json)
     rates = tuple(dict.fromkeys(hit_rate or (0.0, 0.5, 0.9)))
     with bench_options.checkpoint(model, shape) as folder:
         plan = Plan(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,8 @@ class Session:
 
 
 def load(model: str | None, engine: Mapping[str, Any], *, verbose: bool = False) -> Session:
-    """Loads a model for one command and, if wanted, says what was decided. engine: the arguments of `LLM`, whose errors
+    """Loads a model for one command. What was decided is said in a line where standard error is a terminal, and in
+    full if wanted. engine: the arguments of `LLM`, whose errors
     these are."""
     from time import perf_counter
 
@@ -40,11 +43,39 @@ def load(model: str | None, engine: Mapping[str, Any], *, verbose: bool = False)
     begun = perf_counter()
     folder = resolve_model(model)
     defaults = sampling_defaults(folder / "generation_config.json")
-    llm = LLM(str(folder), **engine)
+    with _log_shown(logging.INFO if verbose or _is_looked_at() else logging.WARNING):
+        llm = LLM(str(folder), **engine)
     session = Session(llm, model or "embedded", defaults, perf_counter() - begun)
     if verbose:
         print("\n".join(decisions(session)), file=sys.stderr)
     return session
+
+
+def _is_looked_at() -> bool:
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def _log_shown(level: int) -> Iterator[None]:
+    """What the package logs meanwhile, on standard error."""
+    log, handler = logging.getLogger("ambidex"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    before = log.level
+    log.setLevel(level)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+class _Plain(logging.Formatter):
+    """The message alone; what is more than news says so."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
 def sampling_defaults(path: Any) -> dict[str, Any]:

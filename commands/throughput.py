@@ -9,7 +9,7 @@ import typer
 
 from . import bench_options, options
 from .bench_options import figure, shown_conditions, shown_range
-from .plot import bars, check_plot
+from .plot import bars
 from .progress import ticking
 from .table import table
 
@@ -48,7 +48,7 @@ def throughput(
     """Measure tokens a second offline, all requests at once; options and keys are vLLM's."""
     from ..bench.throughput import Plan, measure
 
-    check_plot(plot)
+    bench_options.check_outputs(plot, output_json)
     _check_dataset(dataset_name, dataset_path)
     others = bench_options.peers(compare)
     with bench_options.checkpoint(model, shape) as folder:

@@ -149,7 +149,13 @@ class _Binder:
         if not site.parts or self.ops[site.op].has_glue or self.wanted(site) is not None:
             return None
         whole = self.launches.times_us(kernel, site, bucket)
-        return parts_reason(whole, [self._served_us(part, bucket, demands) for part in site.parts]) if whole else None
+        parts = [self._served_us(part, bucket, demands) for part in site.parts]
+        if whole and all(parts):
+            return parts_reason(whole, parts)
+        scores = [self._bucket_score(part, bucket, demands) for part in site.parts]
+        if sum(scores) / len(scores) > self.ranking.dealt(self._able(site, bucket), site, bucket)[kernel.name]:
+            return Reason("policy", "kernels of its parts come before it")
+        return None
 
     def _served_us(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Times:
         """What the site took when it was measured, as it would be served."""

@@ -7,6 +7,7 @@ it was at ends with `EngineDied`, and the next one starts a fresh process.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,54 +16,21 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-from .errors import AmbidexError, EngineDied, QueueFull
+from .errors import AmbidexError, ConfigError, EngineDied, QueueFull
+from .fields import shown
 from .front import Front
 from .messages import Counters, Limits, Progress
 from .process.client import EngineClient
 from .process.wire import Facts, Pong, Ready
 from .prompt import Prompt, encode, render
 from .request import RequestOutput, SamplingParams
+from .stream import Stream
 from .template import Message
 from .tokenizer import Tokenizer
 
+_LOG = logging.getLogger("ambidex")
 _T = TypeVar("_T")
-
-
-class Stream:
-    """A request's growing result, after each step that added to it: `async for output in stream`.
-
-    Who is slow misses intermediate states, never the last one, and holds nobody up. There is one result, which grows
-    on while it is looked at.
-    """
-
-    def __init__(self, output: RequestOutput, leave: Callable[[str], None]) -> None:
-        self.output = output
-        self._leave, self._news = leave, asyncio.Event()
-        self._error: AmbidexError | None = None
-        self._is_over = False
-
-    def __aiter__(self) -> Stream:
-        return self
-
-    async def __anext__(self) -> RequestOutput:
-        """EngineDied: the rest is lost."""
-        if self._is_over:
-            raise StopAsyncIteration
-        await self._news.wait()
-        self._news.clear()
-        self._is_over = self.output.finished or self._error is not None
-        if self._error is not None:
-            raise self._error
-        return self.output
-
-    def close(self) -> None:
-        """Aborts what still runs."""
-        if not self.output.finished and self._error is None:
-            self._leave(self.output.request_id)
-
-    def tell(self, error: AmbidexError | None = None) -> None:
-        self._error = error
-        self._news.set()
+_MOST_S = 1e9
 
 
 @dataclass(eq=False)
@@ -93,8 +61,10 @@ class _Running:
 
 class AsyncLLM:
     """A model behind an event loop. Keyword arguments beside its own are the fields of `runtime.options.Options`.
+    What was decided at an engine's start goes to the logger `ambidex`, at INFO.
 
     hang_timeout_s: a step that takes longer ends its process. grace_s: how long `drain` lets requests go on.
+    ConfigError: these are no seconds above 0. What is wrong with the options is said when the engine starts.
 
     >>> async with AsyncLLM() as llm:
     ...     async for output in llm.generate("def add(a, b):", SamplingParams(max_tokens=16)):
@@ -106,6 +76,7 @@ class AsyncLLM:
     def __init__(
         self, model: str | None = None, *, hang_timeout_s: float = 120.0, grace_s: float = 30.0, **options: Any
     ) -> None:
+        _check_seconds(hang_timeout_s=hang_timeout_s, grace_s=grace_s)
         self._options = {"model": model, "progress": False, **options}
         self._hang_timeout_s, self._grace_s = hang_timeout_s, grace_s
         self._ids = count()
@@ -167,7 +138,24 @@ class AsyncLLM:
     ) -> Stream:
         """Like `generate`, but returns when the engine has taken the request: what it refuses is raised here."""
         running = await self._engine()
+        try:
+            return await self._submit(running, prompt, params, request_id, priority, timeout_s, salt)
+        except EngineDied:
+            self._refuse()
+            raise
+
+    async def _submit(
+        self,
+        running: _Running,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None,
+        priority: int,
+        timeout_s: float | None,
+        salt: str,
+    ) -> Stream:
         encoded = await self._off_loop(encode, prompt, running.front.tokenizer)
+        self._refuse()
         if running.client.ended.done():
             raise running.client.ended.result()
         request_id = f"request-{next(self._ids)}" if request_id is None else request_id
@@ -200,6 +188,7 @@ class AsyncLLM:
             return await self._running.client.ping()
         if self._client is not None and not self._client.ended.done():
             return self._client.health
+        self._refuse()
         raise EngineDied("no engine runs: the next request starts one")
 
     @property
@@ -220,33 +209,48 @@ class AsyncLLM:
         return (await self._engine()).front.tokenizer
 
     async def drain(self) -> None:
-        """Refuses new requests, lets those that run finish (for `grace_s` at most), ends the engine."""
+        """Refuses new requests, lets those that run finish (for `grace_s` at most), ends the engine. One that loads
+        still is ended at once: nothing runs on it, and who waits for it is refused."""
         self._refusal = self._refusal or "the engine is draining: ask another"
+        await self._stop_starting()
         if self._client is not None and not self._client.ended.done():
             await self._client.drain()
 
     async def close(self) -> None:
-        """Aborts what runs and ends the engine."""
+        """Aborts what runs and ends the engine. Who waits for something that has not begun gets QueueFull."""
         self._refusal = "this AsyncLLM is closed: make another"
         for request_id in list(self._running.streams) if self._running else []:
             await self.abort(request_id)
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.wait([self._starting])
+        await self._stop_starting()
         if self._client is not None:
             await self._client.close()
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._encoders.shutdown(wait=False)  # what it is at ends by itself, and its asker is told why nothing follows
 
     async def _engine(self) -> _Running:
         """The engine that runs, or a fresh one."""
-        if self._refusal is not None:
-            raise QueueFull(self._refusal)
+        self._refuse()
         if self._running is not None:
             return self._running
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
             self._starting.add_done_callback(self._started)
-        return await asyncio.shield(self._starting)  # who stops waiting does not stop it for the others
+        starting = self._starting
+        await asyncio.wait([starting])  # who stops waiting does not stop it for the others
+        try:
+            return starting.result()
+        except (asyncio.CancelledError, EngineDied):
+            self._refuse()
+            raise
+
+    def _refuse(self) -> None:
+        """QueueFull, once nothing new is to begin here: that is then the reason why an engine has ended."""
+        if self._refusal is not None:
+            raise QueueFull(self._refusal) from None
+
+    async def _stop_starting(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
 
     async def _start(self) -> _Running:
         self._client = client = await EngineClient.start(
@@ -261,6 +265,7 @@ class AsyncLLM:
             raise
         if client.ended.done():
             raise client.ended.result()
+        _LOG.info("%s", ready.decisions[0])
         self._fingerprint = ready.facts.fingerprint  # whatever is started in its place has to be the same
         self._running = _Running(client, ready, Front(tokenizer, ready.limits, perf_counter))
         return self._running
@@ -280,4 +285,11 @@ class AsyncLLM:
             stream.tell(error)
 
     async def _off_loop(self, work: Callable[..., _T], *arguments: object) -> _T:
+        self._refuse()  # else the pool may be shut down already
         return await asyncio.get_running_loop().run_in_executor(self._encoders, work, *arguments)
+
+
+def _check_seconds(**given: object) -> None:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MOST_S:  # NaN is nowhere
+            raise ConfigError(f"{name} is {shown(value)}: it must be a number of seconds above 0")

@@ -14,6 +14,7 @@ from .batch import State
 from .checkpoint import Checkpoint
 from .engine import Engine
 from .execute.graphs import Graphs
+from .execute.sampling import SamplingGraphs
 from .execute.slots import SlotTable
 from .execute.worker import Worker, allocate_state, state_tensors
 from .holdings import Holdings
@@ -23,6 +24,7 @@ from .messages import Limits
 from .model import Model
 from .options import token_budget
 from .phases import Phases
+from .rates import rates
 from .schedule.pace import Pace
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
@@ -124,8 +126,15 @@ def _graphs(decided: Decisions, model: Model, state: State, slots: SlotTable) ->
     sizes, ops, backend = decided.ledger.needs.graph_sizes, decided.binding.ops, decided.backend
     if not sizes:
         return None
+    # Where a launch returns when it is done, as on a CPU, a call of the sampler costs less than what a graph adds.
+    sampling = SamplingGraphs(sizes[-1], backend, slots, ops.sample) if backend.is_asynchronous else None
     graphs = Graphs(
-        sizes, backend, slots, decided.page_sizes, lambda batch: model.forward(batch, None, state, ops, ONE_DEVICE)
+        sizes,
+        backend,
+        slots,
+        decided.page_sizes,
+        lambda batch: model.forward(batch, None, state, ops, ONE_DEVICE),
+        sampling,
     )
     if backend.is_asynchronous:
         graphs.capture_all()
@@ -137,13 +146,14 @@ def _pace(decided: Decisions) -> Pace | None:
     options, profile = decided.options, decided.profile
     if options.step_budget_ms is None:
         return None
-    rate = profile.dense_tflops(dtype_name(decided.dtype)) or 1.0
+    level, backend = decided.binding.policy.determinism, decided.backend
+    found = rates(profile, dtype_name(decided.dtype), level, lambda: backend.read_bandwidth_gb_per_s(decided.device))
     bytes_of, operations_of = load_coefficients(bound.site for bound in decided.binding.sites)
     return Pace(
         bytes_of,
         operations_of,
-        bytes_per_s=decided.backend.read_bandwidth_gb_per_s(decided.device) * 1e9,
-        operations_per_s=rate * 1e12,
+        bytes_per_s=found.bytes_per_s,
+        operations_per_s=found.operations_per_s,
         budget_s=options.step_budget_ms / 1000,
-        adapts=decided.binding.policy.determinism is not Determinism.RUN,
+        adapts=level is not Determinism.RUN,
     )

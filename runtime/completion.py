@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .messages import TIMEOUT, Ended
 from .request import CompletionOutput, FinishReason, Logprob, SamplingParams
+from .stops import StopSearch
 from .tokenizer import Tokenizer
 
 
@@ -20,7 +21,7 @@ class Completion:
         self._params, self._tokenizer = params, tokenizer
         self._stream = tokenizer.stream(skip_special_tokens=params.skip_special_tokens) if params.detokenize else None
         self._quiet_ids = eos_ids.difference(params.stop_token_ids or ())
-        self._stops = params.stops
+        self._search = StopSearch(params.stops) if params.stops else None
         self._text = ""
         if params.logprobs is not None:
             self.output.logprobs, self.output.cumulative_logprob = [], 0.0
@@ -71,36 +72,21 @@ class Completion:
             self._finish("error")
             return
         self._text += piece
-        if not self._stops:
-            self.output.text = self._text
-        elif (found := self._stop(len(piece))) is not None:
-            start, stop = found
-            self._text = self._text[: start + len(stop) if self._params.include_stop_str_in_output else start]
-            self._finish("stop", stop)
-        else:
-            self.output.text = self._text[: len(self._text) - self._held_back()]
+        self.output.text = self._text if self._search is None else self._certain(self._search, len(piece))
+
+    def _certain(self, search: StopSearch, num_new: int) -> str:
+        """The text without what is held back; with a stop string at its end it is over."""
+        found = search.push(self._text, num_new)
+        if found is None or len(self.output.token_ids) < self._params.min_tokens:
+            return self._text[: search.held_from]
+        start, stop = found
+        self._text = self._text[: start + len(stop) if self._params.include_stop_str_in_output else start]
+        self._finish("stop", stop)
+        return self._text
 
     def _finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.output.text = self._text
         self.output.finish_reason, self.output.stop_reason = reason, stop_reason
-
-    def _stop(self, num_new: int) -> tuple[int, str] | None:
-        """The earliest stop string that ends in the last `num_new` characters, with its place."""
-        if len(self.output.token_ids) < self._params.min_tokens:
-            return None
-        old = len(self._text) - num_new
-        found = [(self._text.find(stop, max(0, old + 1 - len(stop))), stop) for stop in self._stops]
-        return min(((start, stop) for start, stop in found if start >= 0), default=None)
-
-    def _held_back(self) -> int:
-        """Characters at the end that begin a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(self._text)), longest, -1):
-                if self._text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
 
     def _spelled(self, token_id: int) -> str | None:
         return self._tokenizer.token(token_id) if self._stream is not None else None

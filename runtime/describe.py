@@ -10,6 +10,11 @@ def device_name(decided: Decisions) -> str:
     return f"{decided.backend.name}:{decided.report.index}"
 
 
+def summary(decided: Decisions) -> str:
+    """Device and memory in a line: what an engine says when it starts."""
+    return f"{device_name(decided)} ({decided.report.name or decided.profile.title}): {decided.ledger.summary()}"
+
+
 def describe(decided: Decisions) -> list[str]:
     config, match = decided.config, decided.backend.profile(decided.report)
     return [

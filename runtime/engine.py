@@ -129,7 +129,7 @@ class Engine:
         now_s = self._clock()
         if self.scheduler.pace:
             # It ran from its launch on, or from when the device was free.
-            self.scheduler.pace.observe(planned.predicted_s, now_s - max(done.launched_s, self._finished_s))
+            self.scheduler.pace.observe(planned.nominal_s, now_s - max(done.launched_s, self._finished_s))
         self._finished_s = now_s
         failed = np.isnan(sampled.logprobs)
         committed = self.scheduler.commit(planned, sampled.ids, failed)

@@ -18,8 +18,10 @@ MAX_JSON_BYTES = 64 << 20
 
 
 def shown(value: object) -> str:
-    """A foreign value on one short line: control characters escaped, the long cut."""
-    text = repr(value)
+    """A foreign value on one short line: control characters escaped, the long cut. Python prints no integer of
+    thousands of digits."""
+    is_huge = isinstance(value, int) and abs(value) > 1 << 256
+    text = "a number of more than 77 digits" if is_huge else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -50,6 +50,7 @@ class Intake:
                 max_length=length,
                 rank=(now_s + submission.priority * self._ageing_s, submission.number + index),
                 priority=submission.priority,
+                request=submission.number,
                 stop_ids=tuple(sorted(stops)),
                 root=root,
                 allowed=allowed,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from ..ops.manifest import fingerprint, manifest, references
 from .build import build
+from .describe import summary
 from .engine import Engine
 from .errors import RequestError
 from .front import Front
@@ -23,9 +24,11 @@ from .start import decide
 from .template import Message
 from .tokenizer import Tokenizer
 
+_LOG = logging.getLogger("ambidex")
+
 
 class LLM:
-    """A loaded model with its engine.
+    """A loaded model with its engine. What was decided at its start goes to the logger `ambidex`, at INFO.
 
     model: a folder in Hugging Face layout, a hub id, or None for the model that is shipped inside the package.
     Keyword arguments are the fields of `runtime.options.Options`, under vLLM's names where vLLM has them.
@@ -42,13 +45,14 @@ class LLM:
             known = ", ".join(sorted(set(Options.__dataclass_fields__) - {"model"}))
             raise TypeError(f"LLM has no argument {', '.join(unknown)}: there are {known}")
         self.decided = decide(Options(model=model, **options))
+        for line in self.decided.binding.warnings:
+            _LOG.warning("%s", line)
+        _LOG.info("%s", summary(self.decided))
         tokenizer = Tokenizer(self.decided.folder)
         self.engine: Engine = build(self.decided)
         self._front = Front(tokenizer, self.engine.limits, self.decided.backend.clock)
         self._ids = count()
         self._arrived: dict[str, RequestOutput] = {}
-        for line in self.decided.binding.warnings:
-            print(f"warning: {line}", file=sys.stderr)
 
     def get_tokenizer(self) -> Tokenizer:
         return self._front.tokenizer
@@ -132,7 +136,7 @@ class LLM:
         with _whole_steps():
             for request_id, prompt, params, priority in requests:
                 submission = self._front.open(request_id, prompt, params, priority=priority)
-                while len(self.engine.scheduler.waiting) >= self.engine.limits.max_queued:
+                while self.engine.scheduler.waiting.num_requests >= self.engine.limits.max_queued:
                     self._step()  # whoever waits here is the one who would be told to come again
                 self.engine.submit(submission)
 

@@ -86,7 +86,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """The engine's state now, and its sums since the start. Pages are of all state groups."""
+    """The engine's state now, and its sums since the start. running, waiting: completions, of which several may be of
+    one request. Pages are of all state groups."""
 
     running: int
     waiting: int

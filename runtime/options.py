@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from ..ops.types import DENSE, Determinism, Format, dtype_name
 from .budget import parse_memory
 from .config import ModelConfig
 from .errors import ConfigError, DeviceError
+from .fields import shown
 
 JITS = ("allow", "forbid")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,6 +24,12 @@ _COUNTS = {
     "max_model_len": 1 << 27, "max_num_seqs": 1 << 16, "max_num_batched_tokens": 1 << 24, "kv_cache_tokens": 1 << 48,
     "max_queued": 1 << 30,
 }  # fmt: skip
+_TEXTS = ("model", "revision", "device", "dtype", "quantization", "determinism", "fallback", "jit")
+_REALS = {
+    "gpu_memory_utilization": ("a number above 0 to 1", 1.0), "ageing_s": ("a number of seconds above 0", 1e9),
+    "step_budget_ms": ("a number of milliseconds above 0", 1e9),
+}  # fmt: skip
+_FLAGS = ("prefix_caching", "overlap", "graphs", "progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +42,15 @@ class Options:
     memory: of the device for all that the engine allocates, a size (`12GiB`, `800MB`) or a share of what is free (0.5);
     None: 0.92 of an accelerator's, half of a machine's. gpu_memory_utilization: the same as a share, under vLLM's name.
     kv_cache_tokens: size of the KV cache; None: what the other parts leave of the memory, at most max_num_seqs requests
-    of max_model_len. step_budget_ms: a prompt is read in chunks so long that a step is predicted
-    to take no longer, or None: as long as max_num_batched_tokens allows. max_queued: requests that may wait, more are
-    refused. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what prompts and
-    completions leave in their pages for requests that begin alike. overlap: launch a step before the one before it is
-    committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where the backend
-    records them. quantization: the format in which the layers' products are kept, quantized
-    at load; None: as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the
-    whole process: all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not.
-    kernels: explicit choices, site or op name -> kernel name.
+    of max_model_len. step_budget_ms: a prompt is read in chunks so long that a step is predicted to take no longer, or
+    None: as long as max_num_batched_tokens allows. max_queued: requests that may wait, more are refused; one with n
+    completions is one. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what
+    prompts and completions leave in their pages for requests that begin alike. overlap: launch a step before the one
+    before it is committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where
+    the backend records them. quantization: the format in which the layers' products are kept, quantized at load; None:
+    as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the whole process:
+    all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not. kernels: explicit
+    choices, site or op name -> kernel name.
     """
 
     model: str | None = None
@@ -70,27 +78,44 @@ class Options:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        """ConfigError: a number out of its range."""
+        """ConfigError: a value of another type, or a number out of its range."""
         for name, most in _COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 1 <= value <= most):
-                raise ConfigError(f"{name} is {value!r}: it must be a whole number from 1 to {most:,}")
-        share = self.gpu_memory_utilization
-        if share is not None and not 0 < share <= 1:
-            raise ConfigError(f"gpu_memory_utilization is {share!r}: it must be a number above 0 to 1")
+            self._check(name, _whole(1, most), f"a whole number from 1 to {most:,}")
+        for name in _TEXTS:
+            self._check(name, lambda value: isinstance(value, str), "a string")
+        for name in _FLAGS:
+            self._check(name, lambda value: isinstance(value, bool), "true or false")
+        for name, (wanted, highest) in _REALS.items():
+            self._check(name, _real(highest), wanted)
+        self._check("seed", _whole(-(1 << 63), (1 << 63) - 1), "an integer of 64 bits")
+        self._check("kernels", _is_choice, "names of sites or ops, each with that of a kernel")
         if self.memory is not None:
             parse_memory(self.memory)
-            if share is not None:
+            if (share := self.gpu_memory_utilization) is not None:
                 raise ConfigError(
                     f"memory is {self.memory} and gpu_memory_utilization {share}: both say how much memory, give one"
                 )
         if self.jit not in JITS:
             raise ConfigError(f"jit is {self.jit!r}: it is one of {', '.join(JITS)}")
-        budget = self.step_budget_ms
-        if budget is not None and not budget > 0:
-            raise ConfigError(f"step_budget_ms is {budget!r}: it must be a number of milliseconds above 0")
-        if not self.ageing_s > 0:
-            raise ConfigError(f"ageing_s is {self.ageing_s!r}: it must be a number of seconds above 0")
+
+    def _check(self, name: str, serves: Callable[[Any], bool], wanted: str) -> None:
+        value = getattr(self, name)
+        is_left_out = value is None and Options.__dataclass_fields__[name].default is None
+        if not is_left_out and not serves(value):
+            raise ConfigError(f"{name} is {shown(value)}: it must be {wanted}")
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _real(most: float) -> Callable[[Any], bool]:
+    """Above 0, where no NaN is."""
+    return lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
+
+
+def _is_choice(kernels: object) -> bool:
+    return isinstance(kernels, Mapping) and all(isinstance(word, str) for pair in kernels.items() for word in pair)
 
 
 def policy(options: Options) -> Policy:
@@ -119,7 +144,7 @@ def find_format(name: str | None) -> Format:
     """The weight format of that name. ConfigError: there is none, with those that there are."""
     known = discovery.formats()
     if name is not None and name not in known:
-        raise ConfigError(f"quantization is {name!r}: there are {', '.join(sorted(known))}")
+        raise ConfigError(f"quantization is {shown(name)}: there are {', '.join(sorted(known))}")
     return known[name] if name else DENSE
 
 

@@ -15,6 +15,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 20
 MAX_STOP_IDS = 64
+MAX_ALLOWED_IDS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class SamplingParams:
             raise RequestError("allowed_token_ids is empty: name at least one token, or leave it out")
         self._check_ids()
         if not isinstance(self.stop, (str, list, tuple, type(None))):
-            raise RequestError(f"stop is {_shown(self.stop)}: it must be a string or a list of strings")
+            raise RequestError(f"stop is {shown(self.stop)}: it must be a string or a list of strings")
         _check_stops(self.stops)
         if self.stops and not self.detokenize:
             raise RequestError("stop strings are found in the text, and detokenize=False makes none: leave one out")
@@ -77,14 +78,15 @@ class SamplingParams:
     def _check_flags(self) -> None:
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
             if type(getattr(self, name)) is not bool:
-                raise RequestError(f"{name} is {_shown(getattr(self, name))}: it must be true or false")
+                raise RequestError(f"{name} is {shown(getattr(self, name))}: it must be true or false")
 
     def _check_ids(self) -> None:
         for name, ids in (("stop_token_ids", self.stop_token_ids), ("allowed_token_ids", self.allowed_token_ids)):
             if not isinstance(ids, (list, tuple, type(None))):
-                raise RequestError(f"{name} is {_shown(ids)}: it must be a list of token ids")
-            if name == "stop_token_ids" and len(ids or ()) > MAX_STOP_IDS:
-                raise RequestError(f"stop_token_ids has {len(ids or ()):,} ids: at most {MAX_STOP_IDS} are taken")
+                raise RequestError(f"{name} is {shown(ids)}: it must be a list of token ids")
+            most = MAX_STOP_IDS if name == "stop_token_ids" else MAX_ALLOWED_IDS
+            if len(ids or ()) > most:
+                raise RequestError(f"{name} has {len(ids or ()):,} ids: at most {most:,} are taken")
             for token in ids or ():
                 _integer(name, token, 0, 1 << 31)
 
@@ -103,21 +105,14 @@ class SamplingParams:
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise RequestError(f"{name} is {_shown(value)}: it must be a whole number from {low} to {high}")
-
-
-def _shown(value: object) -> str:
-    """What was given, cut where it is long; Python prints no integer of thousands of digits."""
-    if isinstance(value, int) and abs(value) > 1 << 256:
-        return "a number of more than 77 digits"
-    return shown(value)
+        raise RequestError(f"{name} is {shown(value)}: it must be a whole number from {low} to {high}")
 
 
 def _real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)  # NaN lies in no range
     if not number or not (low < value if open_low else low <= value) or not value <= high:  # type: ignore[operator]
         above = "above" if open_low else "from"
-        raise RequestError(f"{name} is {_shown(value)}: it must be a number {above} {low:g} to {high:g}")
+        raise RequestError(f"{name} is {shown(value)}: it must be a number {above} {low:g} to {high:g}")
 
 
 def _check_stops(stops: tuple[str, ...]) -> None:
@@ -125,11 +120,13 @@ def _check_stops(stops: tuple[str, ...]) -> None:
         raise RequestError(f"stop has {len(stops)} strings: at most {MAX_STOPS} are taken")
     for stop in stops:
         if not isinstance(stop, str):
-            raise RequestError(f"stop holds {_shown(stop)}: it must be a string or a list of strings")
+            raise RequestError(f"stop holds {shown(stop)}: it must be a string or a list of strings")
         if not stop or len(stop) > MAX_STOP_CHARACTERS:
             raise RequestError(
                 f"stop has a string of {len(stop)} characters: from 1 to {MAX_STOP_CHARACTERS} are taken"
             )
+        if any("\ud800" <= letter <= "\udfff" for letter in stop):
+            raise RequestError("stop holds lone surrogates: it must be text that UTF-8 can hold")
 
 
 @dataclass(frozen=True)

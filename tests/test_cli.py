@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -248,10 +250,35 @@ def test_generation_config_gives_the_defaults(spoilt: Path, capsys: Capture) -> 
     assert "'temperature': 0.0" in capsys.readouterr().err
 
 
+def test_on_a_terminal_a_line_says_what_was_decided(
+    model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ambidex.commands.session._is_looked_at", lambda: True)
+    assert run(["generate", str(model), *GENERATE, "--max-model-len", "64"]) == 0
+    first, facts = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"\w+:\d+ \(.+\): [\d,]+ tokens of KV; [\d,]+ requests? of 64 \(.+\); takes [\d.]+ MiB \(weights .+, KV cache "
+        r".+\) of [\d.]+ [GM]iB, .+ free.*",
+        first,
+    )
+    assert "tok/s" in facts
+
+
+def test_a_warning_is_said_even_where_nobody_looks(model: Path) -> None:
+    command = [sys.executable, "-m", "ambidex", "generate", str(model), *GENERATE, "--fallback", "warn"]
+    without = {**os.environ, "AMBIDEX_CPU_LIBRARY": "/nowhere.so"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=without, timeout=100)
+    *warnings, facts = done.stderr.splitlines()
+    assert "tok/s" in facts
+    assert any(re.match(r"warning: \w+.* runs on its reference: ", line) for line in warnings)
+    assert not any("tokens of KV" in line for line in warnings)
+
+
 def test_verbose_says_what_was_decided(model: Path, capsys: Capture) -> None:
     assert run(["generate", str(model), *GENERATE, "--verbose", "--max-model-len", "64"]) == 0
     err = capsys.readouterr().err
     assert "at most 64 tokens each" in err
+    assert re.match(r"[^\n]*: [\d,]+ tokens of KV; [\d,]+ requests? of 64 \(", err), "the line that sums up comes first"
     assert "KV cache" in err
     assert "by the reference:" in err
 

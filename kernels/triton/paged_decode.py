@@ -34,8 +34,7 @@ def _paged_decode_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    joined(PDL)
-    released(PDL)
+    # Lengths and tables are older than the kernel before this one (see `overlap.py`).
     program = tl.program_id(0).to(tl.int64)
     index_B = tl.arange(0, BLOCK_B)
     known_B = index_B < num_requests
@@ -51,6 +50,8 @@ def _paged_decode_kernel(
 
     member, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     held = (member < GROUP)[:, None] & (column < D)[None, :]
+    joined(PDL)
+    released(PDL)
     for padding in range(tl.load(starts_ptr + num_requests) + program, num_rows, tl.num_programs(0)):
         for group in range(GROUPS):
             place = y_ptr + padding * y_stride + group * GROUP * D + member[:, None] * D + column[None, :]
@@ -111,7 +112,7 @@ def _join(
     sums_GD = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
     largest_G = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     weight_G = tl.zeros((BLOCK_G,), dtype=tl.float32)
-    for begin in range(low, high + 1, BLOCK_C):
+    for begin in tl.range(low, high + 1, BLOCK_C, num_stages=3):
         part = begin + tl.arange(0, BLOCK_C)
         place = 2 * part + (part * total // programs < head_tile)
         fact_CG = place[:, None] * GROUP + member[None, :]

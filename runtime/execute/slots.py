@@ -16,6 +16,8 @@ from ..step import SlotAdded, Step
 
 _REALS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")
 _INTEGERS = ("top_k", "seed", "prompt_length")
+_WIDTH_STEP = 16
+"""Widths are multiples of it: compiled kernels are told apart by whether theirs are."""
 
 
 class SlotTable:
@@ -33,6 +35,7 @@ class SlotTable:
         }
         self._reals = torch.zeros((len(_REALS), num_slots), dtype=torch.float32, device=device)
         self._integers = torch.zeros((len(_INTEGERS), num_slots), dtype=torch.int64, device=device)
+        self._is_penalized = np.zeros(num_slots, dtype=np.bool_)
 
     def apply(self, step: Step) -> None:
         """Takes in the deltas: moved, then added, then pages. A freed slot keeps its values until somebody takes it."""
@@ -50,12 +53,12 @@ class SlotTable:
         self.tokens[slots, lengths] = ids
         self.lengths[slots] = lengths + 1
 
-    def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
-        """The sampler's view of the rows that yield logits."""
+    def sampling(self, slots: torch.Tensor, step: Step, mask: torch.Tensor | None = None) -> Sampling:
+        """The sampler's view of the rows that yield logits. mask: in place of the step's own."""
         rows = dict(zip(_REALS, self._reals[:, slots].unbind(), strict=True))
         rows |= dict(zip(_INTEGERS, self._integers[:, slots].unbind(), strict=True))
-        lengths = self.lengths[slots]
-        longest = self.tokens.shape[1] if step.penalized else 0
+        positions = self.lengths[slots]
+        tokens, lengths = self._penalized(step, positions)
         return Sampling(
             temperature=rows["temperature"],
             top_k=rows["top_k"],
@@ -65,16 +68,31 @@ class SlotTable:
             presence=rows["presence"],
             frequency=rows["frequency"],
             seeds=rows["seed"],
-            positions=lengths,
-            tokens=self.tokens[:, :longest].index_select(0, slots),
+            positions=positions,
+            tokens=tokens,
             prompt_lengths=rows["prompt_length"],
             lengths=lengths,
-            mask=self._mask(step),
+            mask=self._mask(step) if mask is None else mask,
             num_logprobs=step.num_logprobs,
             random=step.random,
             filtered=step.filtered,
             penalized=step.penalized,
         )
+
+    def _penalized(self, step: Step, lengths_L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """tokens [L, C] and lengths [L] for the penalties: a row that has none is given no tokens, and C follows the
+        longest of the others, so that these alone pay for them."""
+        if not step.penalized:
+            return self.tokens.new_empty((len(lengths_L), 0)), lengths_L
+        spans = step.spans[step.logits[:, 0]]
+        rows = np.flatnonzero(self._is_penalized[spans[:, 0]])
+        longest = int(spans[rows, 1:].sum(axis=1).max(initial=1))
+        width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, self.tokens.shape[1])
+        tokens, lengths = self.tokens.new_zeros((len(lengths_L), width)), torch.zeros_like(lengths_L)
+        places, slots = self.to_device(rows), self.to_device(spans[rows, 0])
+        tokens[places] = self.tokens[:, :width].index_select(0, slots)
+        lengths[places] = lengths_L[places]
+        return tokens, lengths
 
     def to_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
@@ -95,7 +113,10 @@ class SlotTable:
         for table, names, dtype in ((self._reals, _REALS, np.float32), (self._integers, _INTEGERS, np.int64)):
             values = [[getattr(each, name) for each in added] for name in names]
             table[:, slots] = self.to_device(np.array(values, dtype=dtype))
+        for each in added:
+            self._is_penalized[each.slot] = (each.repetition, each.presence, each.frequency) != (1.0, 0.0, 0.0)
 
     def _move(self, source: int, target: int) -> None:
         for table in (self.tokens, self.lengths, self._reals.T, self._integers.T, *self.page_tables.values()):
             table[target] = table[source]
+        self._is_penalized[target] = self._is_penalized[source]

@@ -86,13 +86,16 @@ class EngineClient(asyncio.Protocol):
 
     async def submit(self, submission: Submission) -> None:
         """Returns when the engine has queued the request. Errors: RequestError, QueueFull, EngineDied."""
-        await self._answer_to(
-            wire.Submit(submission), lambda answer: self._submitted.update({submission.number: answer})
-        )
+        try:
+            await self._answer_to(
+                wire.Submit(submission), lambda answer: self._submitted.update({submission.number: answer})
+            )
+        except wire.ProtocolError as error:  # longer than a frame
+            raise RequestError(f"the request is {error}: shorten the prompt") from None
 
     def abort(self, numbers: Sequence[int]) -> None:
-        if numbers:
-            self._send(wire.Abort(tuple(numbers)))
+        for begin in range(0, len(numbers), wire.MAX_ABORTED):
+            self._send(wire.Abort(tuple(numbers[begin : begin + wire.MAX_ABORTED])))
 
     async def ping(self) -> wire.Pong:
         """What the engine is at now. EngineDied."""
@@ -128,6 +131,9 @@ class EngineClient(asyncio.Protocol):
                 self._take(message)
         except wire.ProtocolError as error:
             self._kill(f"the engine process sent {error}")
+        except Exception as error:  # noqa: BLE001  (what does not fit together shows only where it is used)
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            self._kill(f"the engine process sent what is of no use ({what})")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._run(self._bury())
@@ -142,6 +148,8 @@ class EngineClient(asyncio.Protocol):
             kind = RequestError if message.kind == "request" else QueueFull
             _settle(self._submitted.pop(message.number, None), kind(message.message))
         elif isinstance(message, wire.Statistics):
+            if not self._asked:
+                raise wire.ProtocolError("Statistics, unasked")
             _settle(self._asked.pop(0), message.counters)
         else:
             self._note_state(message)

@@ -1,7 +1,7 @@
 """The sockets of an engine process: accepts, reads whole messages, sends without ever waiting for a reader.
 
-A client that breaks the protocol or does not read loses its connection, with the reason as its last message; no other
-client sees it. `wait` may be called by two threads; everything else is called under `lock`.
+A client that breaks the protocol, does not read, or is one too many loses its connection, with the reason as its last
+message; no other client sees it. `wait` may be called by two threads; everything else is called under `lock`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from threading import RLock
 from time import monotonic
 
 from .wire import Failed, Frames, FromClient, Message, ProtocolError, frame
 
+MAX_CLIENTS = 64
 MAX_UNSENT_BYTES = 256 << 20
+HELLO_S, FAREWELL_S = 10.0, 5.0
+"""How long a client may take to say who it is, and to read why its connection ends."""
 _READ_BYTES = 256 << 10
 
 
@@ -30,6 +34,8 @@ class Connection:
         self.frames: Frames[FromClient] = Frames(FromClient)
         self.fingerprint: str | None = None
         self.greeted = self.dismissed = False
+        self.since_s = monotonic()
+        """When it came, or was dismissed."""
         self.unsent_bytes = 0
         self._unsent: deque[memoryview] = deque()
         self._is_begun = False
@@ -46,7 +52,7 @@ class Connection:
         if begun is not None:
             self.queue(begun.tobytes())
         self.queue(frame(Failed(reason)))
-        self.dismissed = True
+        self.dismissed, self.since_s = True, monotonic()
 
     def flush(self) -> bool:
         """Sends what the socket takes now; whether all of it went. OSError: the client is gone."""
@@ -98,7 +104,7 @@ class Connections:
             elif (client := self.clients.get(serial)) is not None:
                 if event & selectors.EVENT_WRITE:
                     self._flush(serial, client)
-                if event & selectors.EVENT_READ and serial in self.clients and not client.dismissed:
+                if event & selectors.EVENT_READ and serial in self.clients:
                     yield from self._read(serial, client)
         while self._gone:
             yield self._gone.popleft(), None
@@ -119,13 +125,23 @@ class Connections:
                 self.send(serial, message)
 
     def dismiss(self, serial: int, reason: str) -> None:
-        """Ends a connection with a reason; it is closed when the client has read that, or has hung up."""
+        """Ends a connection with a reason. It is closed when the client hangs up, or has had time to read that: closed
+        at once, a client that is sending would see a broken pipe and no reason."""
         client = self.clients.get(serial)
         if client is not None and not client.dismissed:
             client.dismiss(reason)
             self._gone.append(serial)
             self._flush(serial, client)
             self.wake()
+
+    def sweep(self) -> None:
+        """Ends those that do not say Hello, and those that do not read why they are dismissed: they take places."""
+        now_s = monotonic()
+        for serial, client in list(self.clients.items()):
+            if client.dismissed and now_s - client.since_s > FAREWELL_S:
+                self._remove(serial, client)
+            elif not client.dismissed and not client.greeted and now_s - client.since_s > HELLO_S:
+                self.dismiss(serial, f"there was no Hello within {HELLO_S:g} s")
 
     def close(self, patience_s: float) -> None:
         """Waits a little for clients to read what was sent, then ends every connection."""
@@ -151,6 +167,10 @@ class Connections:
             client.close()
             return
         client.setblocking(False)
+        if len(self.clients) >= MAX_CLIENTS:
+            with client, suppress(OSError):
+                client.send(frame(Failed(f"{MAX_CLIENTS} clients are connected already: close one of them")))
+            return
         serial = next(self._serials)
         self.clients[serial] = Connection(client)
         self._selector.register(client, selectors.EVENT_READ, serial)
@@ -164,6 +184,7 @@ class Connections:
             data = b""
         if not data:
             self._remove(serial, client)
+        if not data or client.dismissed:
             return
         try:
             for message in client.frames.feed(data):
@@ -180,10 +201,9 @@ class Connections:
             self._remove(serial, client)
             return
         if client.dismissed and done:
-            self._remove(serial, client)
-            return
-        reading = 0 if client.dismissed else selectors.EVENT_READ
-        self._selector.modify(client.socket, reading | (0 if done else selectors.EVENT_WRITE), serial)
+            with suppress(OSError):  # it has hung up
+                client.socket.shutdown(socket.SHUT_WR)
+        self._selector.modify(client.socket, selectors.EVENT_READ | (0 if done else selectors.EVENT_WRITE), serial)
 
     def _remove(self, serial: int, client: Connection) -> None:
         if self.clients.pop(serial, None) is None:

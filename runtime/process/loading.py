@@ -7,7 +7,7 @@ from typing import Any
 
 from ...ops.manifest import fingerprint
 from ..build import build
-from ..describe import describe, device_name
+from ..describe import describe, device_name, summary
 from ..errors import ConfigError
 from ..options import Options
 from ..start import decide
@@ -34,4 +34,4 @@ def load(given: dict[str, Any], report: Report) -> Loaded:
         profile=decided.profile.name,
         dtype=str(decided.dtype).removeprefix("torch."),
     )
-    return Loaded(engine, facts, tuple(describe(decided)))
+    return Loaded(engine, facts, (summary(decided), *describe(decided)))

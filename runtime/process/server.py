@@ -7,7 +7,7 @@ first is at, accepts and answers while that is loading or in a step, and ends th
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -19,11 +19,14 @@ from ..errors import QueueFull, RequestError
 from ..messages import Counters, Limits, Progress, Submission
 from . import wire
 from .connections import Connection, Connections
+from .inbox import MAX_MESSAGES, Inbox
 from .numbering import NUMBER_BITS, by_client, engine_number, serial_of
 
 BEAT_S = 0.5
 _MAX_TAKEN = 256
 """Messages taken between two steps: a flood of requests must not keep those that run from running."""
+_MAX_PINGS = 1000
+"""Of a client at once: each is looked at while the others wait."""
 _FAREWELL_S = 2.0
 
 Report = Callable[[str, float], None]
@@ -58,7 +61,7 @@ class Server:
     ) -> None:
         self._connections, self._grace_s = connections, grace_s
         self._is_orphan, self._leave = is_orphan, leave
-        self._inbox: deque[tuple[int, wire.FromClient | None]] = deque()
+        self._inbox = Inbox()
         self._live: dict[int, set[int]] = {}
         self._ready: wire.Ready | None = None
         self._loading = wire.Loading("starting", 0.0)
@@ -77,6 +80,7 @@ class Server:
                     return
                 self._listen(None)
             loaded = load(self._report)
+            self._inbox.max_requests = max(MAX_MESSAGES, loaded.engine.limits.max_queued)
             self._enter("idle")
             self._announce(wire.Ready(loaded.engine.limits, loaded.facts, loaded.decisions))
             self._serve(loaded.engine)
@@ -106,8 +110,9 @@ class Server:
                 self._listen(None)
             else:
                 self._listen(0)
-            for _ in range(min(len(self._inbox), _MAX_TAKEN)):
-                self._take(engine, *self._inbox.popleft())
+            for _ in range(_MAX_TAKEN):
+                if self._inbox:
+                    self._take(engine, *self._inbox.take())
             if self._drain_until_s is not None and monotonic() > self._drain_until_s:
                 engine.abort([number for numbers in self._live.values() for number in numbers])
             if engine.has_work:
@@ -116,19 +121,30 @@ class Server:
 
     def _listen(self, timeout_s: float | None) -> None:
         """Waits, then sorts what came: some is answered here, by whichever thread it is, the rest is for the loop."""
-        events = self._connections.wait(timeout_s)
+        events, pings = self._connections.wait(timeout_s), Counter[int]()
         with self._connections.lock:
             for serial, message in self._connections.receive(events):
                 if message is None:
-                    self._inbox.append((serial, None))
-                elif isinstance(message, wire.Hello):
-                    self._greet(serial, self._connections.clients[serial], message)
-                elif not self._connections.clients[serial].greeted:
-                    self._connections.dismiss(serial, "the first message of a connection is Hello")
-                elif isinstance(message, wire.Ping):
-                    self._connections.send(serial, self._pong())
+                    self._inbox.leave(serial)
+                elif isinstance(message, wire.Ping) and self._connections.clients[serial].greeted:
+                    pings[serial] += 1
+                    if pings[serial] > _MAX_PINGS:
+                        self._connections.dismiss(serial, f"more than {_MAX_PINGS:,} Pings at once")
                 else:
-                    self._inbox.append((serial, message))
+                    self._sort(serial, self._connections.clients[serial], message)
+            for serial in pings:
+                self._connections.send(serial, self._pong())
+
+    def _sort(self, serial: int, client: Connection, message: wire.FromClient) -> None:
+        if isinstance(message, wire.Hello) and not client.greeted:
+            self._greet(serial, client, message)
+        elif isinstance(message, wire.Hello) or not client.greeted:
+            self._connections.dismiss(serial, "the first message of a connection is Hello, and no other one is")
+        elif (full := self._inbox.put(serial, message, client.frames.num_bytes)) is not None:
+            if isinstance(message, wire.Submit):
+                self._connections.send(serial, wire.Refused(message.submission.number, full, "queue_full"))
+            else:
+                self._connections.dismiss(serial, full)
 
     def _greet(self, serial: int, client: Connection, hello: wire.Hello) -> None:
         if hello.protocol != wire.PROTOCOL:
@@ -219,6 +235,7 @@ class Server:
                 self._listen(0)
                 self._connections.wake()
             with self._connections.lock:
+                self._connections.sweep()
                 self._connections.broadcast(self._pong() if self._ready else self._loading)
 
     def _pong(self) -> wire.Pong:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from math import prod
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -19,6 +19,8 @@ from ..messages import Counters, Limits, Progress, Submission
 
 PROTOCOL = 1
 MAX_FRAME_BYTES = 64 << 20
+MAX_ABORTED = 4096
+_MAX_AXES = 4
 
 Refusal = Literal["request", "queue_full", "draining"]
 State = Literal["loading", "idle", "stepping"]
@@ -33,7 +35,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 
 class Hello(Message, frozen=True):
-    """protocol: the same at both ends. fingerprint: of the engine; a client names the one that it insists on."""
+    """Once, and first. protocol: the same at both ends. fingerprint: of the engine; a client names the one that it
+    insists on."""
 
     protocol: int = PROTOCOL
     fingerprint: str | None = None
@@ -46,7 +49,9 @@ class Submit(Message, frozen=True):
 
 
 class Abort(Message, frozen=True):
-    numbers: tuple[int, ...]
+    """At most `MAX_ABORTED` numbers; those that do not run are passed over."""
+
+    numbers: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_ABORTED)]
 
 
 class Drain(Message, frozen=True):
@@ -54,7 +59,7 @@ class Drain(Message, frozen=True):
 
 
 class Ping(Message, frozen=True):
-    """Asks for a Pong, which comes even while a step is under way."""
+    """Asks for a Pong, which comes even while a step is under way; several at once may get one."""
 
 
 class AskCounters(Message, frozen=True):
@@ -79,7 +84,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """decisions: what was decided on the way to this engine, one line each."""
+    """decisions: what was decided on the way to this engine, one line each, after one that sums up."""
 
     limits: Limits
     facts: Facts
@@ -143,6 +148,8 @@ class Frames(Generic[_M]):
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[_M] = msgspec.msgpack.Decoder(kind, dec_hook=_array_from_wire)
         self._arrived = bytearray()
+        self.num_bytes = 0
+        """Of the message that was yielded last."""
 
     def feed(self, data: bytes) -> Iterator[_M]:
         """The messages that `data` completes. ProtocolError: something else, after which the stream is of no use."""
@@ -150,6 +157,7 @@ class Frames(Generic[_M]):
         begin = 0
         try:
             while (end := self._end(begin)) is not None:
+                self.num_bytes = end - begin
                 yield self._message(memoryview(self._arrived)[begin + 4 : end].tobytes())
                 begin = end
         finally:
@@ -181,7 +189,9 @@ def _array_from_wire(kind: Any, value: Any) -> np.ndarray[Any, Any]:
     """kind: NDArray[…] of the field. The array borrows the message's bytes and cannot be written to."""
     (dtype,) = get_args(get_args(kind)[1])
     shape, data = msgspec.convert(value, tuple[tuple[int, ...], bytes])
-    if any(size < 0 for size in shape) or prod(shape) * np.dtype(dtype).itemsize != len(data):
+    if len(shape) > _MAX_AXES or any(size < 0 for size in shape):
+        raise ValueError(f"an array of shape {shape[:_MAX_AXES]}: at most {_MAX_AXES} axes, none below 0")
+    if prod(shape) * np.dtype(dtype).itemsize != len(data):
         raise ValueError(f"an array of shape {shape} in {len(data)} bytes")
     return np.frombuffer(data, dtype).reshape(shape)
 

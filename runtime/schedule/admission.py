@@ -18,27 +18,37 @@ _SPARE_HUSKS = 64
 
 
 class Waiting:
-    """The waiting completions by rank. What is removed from the middle leaves a husk that goes when it comes up."""
+    """The waiting completions by rank. What is removed from the middle leaves a husk that goes when it comes up.
+
+    max_queued bounds requests: one is one entry in the queue, however many of its completions wait.
+    """
 
     def __init__(self, max_queued: int) -> None:
         self.max_queued = max_queued
         self._heap: list[tuple[Rank, int, Scheduled]] = []
         self._num_pushed = 0
+        self._waiting_of: Counter[int] = Counter()  # waiting completions of each request
         self._num_waiting = 0
 
     def __len__(self) -> int:
         return self._num_waiting
 
+    @property
+    def num_requests(self) -> int:
+        """Requests of which a completion waits."""
+        return len(self._waiting_of)
+
     def push(self, request: Scheduled, *, bounded: bool = False) -> None:
         """QueueFull: only a newcomer is refused (`bounded`); who was admitted once always comes back."""
-        if bounded and self._num_waiting >= self.max_queued:
+        if bounded and self.num_requests >= self.max_queued:
             raise QueueFull(
-                f"{self._num_waiting:,} requests are waiting, max_queued is {self.max_queued:,}: try again later, "
+                f"{self.num_requests:,} requests are waiting, max_queued is {self.max_queued:,}: try again later, "
                 "or raise it"
             )
         self._num_pushed += 1
         request.is_waiting = True
         self._num_waiting += 1
+        self._waiting_of[request.request] += 1
         heappush(self._heap, (request.rank, self._num_pushed, request))
 
     def first(self) -> Scheduled | None:
@@ -49,6 +59,9 @@ class Waiting:
     def remove(self, request: Scheduled) -> None:
         request.is_waiting = False
         self._num_waiting -= 1
+        self._waiting_of[request.request] -= 1
+        if not self._waiting_of[request.request]:
+            del self._waiting_of[request.request]
         if len(self._heap) > 2 * self._num_waiting + _SPARE_HUSKS:
             self._heap = sorted(entry for entry in self._heap if entry[2].is_waiting)
 

@@ -36,8 +36,8 @@ class Deltas:
         return self._left > 0 and not self._is_full
 
     @property
-    def predicted_s(self) -> float:
-        return self._pace.seconds(self._load) if self._pace and self._load.rows else 0.0
+    def nominal_s(self) -> float:
+        return self._pace.nominal_s(self._load) if self._pace and self._load.rows else 0.0
 
     def add_pages(self, group: str, rows: Integers) -> None:
         self._pages.setdefault(group, []).append(rows)

@@ -61,9 +61,12 @@ class Pace:
 
     def seconds(self, load: Load) -> float:
         """Predicted seconds of a step."""
+        return self.nominal_s(load) * self._ratio
+
+    def nominal_s(self, load: Load) -> float:
+        """Seconds of a step by the device's rates alone."""
         vector = load.vector()
-        sites = np.maximum(self._seconds_of_bytes @ vector, self._seconds_of_operations @ vector)
-        return float(sites.sum()) * self._ratio
+        return float(np.maximum(self._seconds_of_bytes @ vector, self._seconds_of_operations @ vector).sum())
 
     def chunk(self, load: Load, first: int, most: int) -> int:
         """The most tokens (at most `most`) behind `first` that may join the load within the budget."""
@@ -76,8 +79,8 @@ class Pace:
             low, high = (middle, high) if fits else (low, middle)
         return low * MIN_CHUNK
 
-    def observe(self, predicted_s: float, measured_s: float) -> None:
-        """Takes in how long a step really took."""
-        if self._adapts and predicted_s > 0 and measured_s > 0:
-            seen = self._ratio * measured_s / predicted_s
-            self._ratio += _LEARNING * (seen - self._ratio)
+    def observe(self, nominal_s: float, measured_s: float) -> None:
+        """Takes in how long a step really took. With overlap that is known when the next one is planned already: what
+        is learned counts from the one after that."""
+        if self._adapts and nominal_s > 0 and measured_s > 0:
+            self._ratio += _LEARNING * (measured_s / nominal_s - self._ratio)

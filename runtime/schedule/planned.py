@@ -18,7 +18,7 @@ Ending = tuple[int, EndReason, int | None]
 class Planned:
     """A step and what commit needs of it: by row of its logits the slot, ticket and number; who was given a slot
     for the first time, with the tokens found cached and all of the prompt; whose prompt was computed up to where;
-    predicted seconds, or 0."""
+    seconds by the device's rates, or 0 where nobody asks."""
 
     step: Step
     slots: Integers
@@ -27,7 +27,7 @@ class Planned:
     started: tuple[tuple[int, int], ...]
     num_prompt_tokens: int
     prefilled: tuple[tuple[Scheduled, int, int], ...]
-    predicted_s: float = 0.0
+    nominal_s: float = 0.0
 
     @property
     def is_idle(self) -> bool:

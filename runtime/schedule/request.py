@@ -19,9 +19,10 @@ class Scheduled:
     """One completion. tokens: what the host knows of it while it has no slot (`Running.tokens` while it has one).
 
     stop_ids end it; allowed: words of the allowed-token mask, or None for all; allowed_early: the same without the stop
-    ids, in force before min_tokens are there. leader: the completion of the same prompt whose pages it may share,
-    followers: those that wait for this one's prompt; num_shareable: tokens of it that
-    are computed and lie in its pages. pages: by state group, the page of each stretch of its context.
+    ids, in force before min_tokens are there. request: the number of the first completion of its request. leader: the
+    completion of the same prompt whose pages it may share, followers: those that wait for this one's prompt;
+    num_shareable: tokens of it that are computed and lie in its pages. pages: by state group, the page of each stretch
+    of its context.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Scheduled:
     max_length: int
     rank: Rank
     priority: int = 0
+    request: int = -1
     stop_ids: tuple[int, ...] = ()
     root: bytes = b""
     allowed: NDArray[np.int32] | None = None
@@ -45,6 +47,10 @@ class Scheduled:
     num_shareable: int = 0
     pages: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     _keys: dict[int, PageKeys] = field(default_factory=dict[int, PageKeys])
+
+    def __post_init__(self) -> None:
+        if self.request < 0:
+            self.request = self.leader.request if self.leader else self.number
 
     @property
     def is_masked(self) -> bool:

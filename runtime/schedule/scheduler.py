@@ -285,7 +285,7 @@ class Scheduler:
             tuple(deltas.started),
             deltas.num_prompt_tokens,
             tuple(deltas.prefilled),
-            deltas.predicted_s,
+            deltas.nominal_s,
         )
 
     def page_counts(self) -> tuple[int, int, int]:

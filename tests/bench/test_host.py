@@ -18,7 +18,7 @@ def test_every_request_gets_a_token_in_every_measured_step() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_cost_grows_far_slower_than_the_batch(overlap: bool) -> None:
-    one, many = host.growth([1, 256], 60, overlap=overlap)
+    one, many = host.growth([1, 256], 60, overlap=overlap)["measurements"]
     assert (one["num_requests"], many["num_requests"], one["overlap"]) == (1, 256, overlap)
     # A loop over the requests would cost a hundred times as much; columns cost a few times as much, on any machine.
     assert many["median_us_per_step"] < 20 * one["median_us_per_step"]

@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 import torch
 from ambidex.hwprofiles.reader import load
 from ambidex.hwprofiles.schema import Profile
-from ambidex.ops import discovery, tuned
+from ambidex.ops import contract, discovery, tuned
 from ambidex.ops.binding import UNBOUNDED, Binding, BindingError, bind
-from ambidex.ops.contract import Kernel, Launch, Policy
+from ambidex.ops.contract import Kernel, Launch
 from ambidex.ops.launches import Launches, launch_reason, parse_choice
 from ambidex.ops.layouts import PANEL16, dense
 from ambidex.ops.manifest import fingerprint, manifest
@@ -30,6 +31,7 @@ from hypothesis import strategies as st
 OPS = discovery.ops()
 H200, B200, MI300X = load("nvidia-h200-sxm"), load("nvidia-b200"), load("amd-mi300x")
 META = torch.device("meta")
+Policy = partial(contract.Policy, buckets=(1, 8, 64, 512))
 BUCKETS = (*Policy().buckets, UNBOUNDED)
 
 
@@ -87,10 +89,10 @@ def table(rows: Iterable[Row], profile: Profile = H200, op: str = "linear", **mo
 
 
 def bound(
-    site: Site, made: Sequence[Kernel], rows: Sequence[Table] = (), policy: Policy | None = None,
+    site: Site, made: Sequence[Kernel], rows: Sequence[Table] = (), policy: contract.Policy | None = None,
     profile: Profile = H200,
 ) -> Binding:  # fmt: skip
-    return bind((site,), profile, policy, kernels={each.name: each for each in made}, tuned=Tuned(rows))
+    return bind((site,), profile, policy or Policy(), kernels={each.name: each for each in made}, tuned=Tuned(rows))
 
 
 def outcome(binding: Binding) -> list[tuple[str, str | None, Any]]:

@@ -251,6 +251,53 @@ def test_draining_finishes_what_runs_and_refuses_the_rest() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("end", "said"), [("close", "this AsyncLLM is closed"), ("drain", "the engine is draining")])
+@pytest.mark.parametrize("pause_s", [0.0, 0.3], ids=["at once", "in the middle"])
+def test_ending_while_it_loads_tells_those_who_wait_why(end: str, said: str, pause_s: float) -> None:
+    """No cancellation that they did not ask for, no engine that ended 'with exit status 0', no wait for the weights."""
+
+    async def main() -> None:
+        llm = AsyncLLM(**OPTIONS)
+        asked = [asyncio.create_task(llm.submit("x", greedy(2))), asyncio.create_task(llm.counters())]
+        left = asyncio.create_task(llm.submit("x", greedy(2)))
+        await asyncio.sleep(pause_s)
+        left.cancel()
+        await asyncio.sleep(0)
+        begun = time.monotonic()
+        async with asyncio.timeout(20):
+            await getattr(llm, end)()
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, QueueFull), repr(error)
+            assert said in str(error)
+        assert left.cancelled()
+        assert llm._client is None or llm._client.ended.done()
+        assert time.monotonic() - begun < 8
+        with pytest.raises(QueueFull, match=said):
+            await llm.health()
+        await llm.close()
+
+    asyncio.run(main())
+
+
+def test_ending_while_prompts_are_encoded_refuses_them() -> None:
+    async def main() -> None:
+        async with AsyncLLM(**OPTIONS) as llm:
+            asked = [asyncio.create_task(llm.submit("word " * 40_000, greedy(2))) for _ in range(6)]
+            await asyncio.sleep(0.01)
+        for error in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(error, QueueFull), repr(error)
+            assert "closed" in str(error)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("option", [{"grace_s": "30"}, {"grace_s": -1}, {"hang_timeout_s": float("nan")},
+                                    {"hang_timeout_s": None}, {"hang_timeout_s": True}], ids=str)  # fmt: skip
+def test_what_is_no_number_of_seconds_is_refused_at_once(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(option))} is .*: it must be a number of seconds above 0$"):
+        AsyncLLM(**option)
+
+
 def test_a_model_that_cannot_be_loaded_says_why_each_time(tmp_path: Path) -> None:
     async def main() -> None:
         llm = AsyncLLM(wrong=3)

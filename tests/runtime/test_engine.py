@@ -8,6 +8,8 @@ from itertools import pairwise
 import pytest
 from ambidex import LLM, RequestOutput, SamplingParams
 from ambidex.runtime.errors import ConfigError, RequestError
+from ambidex.runtime.fields import shown
+from ambidex.runtime.options import Options
 
 PROMPTS = [
     "def read(path):\n",
@@ -222,13 +224,28 @@ def test_a_request_that_could_draw_nothing_is_refused(llm: LLM) -> None:
     [
         {"max_model_len": 0}, {"max_model_len": -1}, {"max_num_seqs": 0}, {"max_num_seqs": 1 << 40},
         {"kv_cache_tokens": -5}, {"max_num_batched_tokens": 0}, {"gpu_memory_utilization": 0.0},
-        {"gpu_memory_utilization": 5.0}, {"gpu_memory_utilization": float("nan")},
+        {"gpu_memory_utilization": 5.0}, {"gpu_memory_utilization": float("nan")}, {"gpu_memory_utilization": True},
+        {"gpu_memory_utilization": "0.5"}, {"max_num_seqs": True}, {"max_num_seqs": 2.0}, {"max_queued": "8"},
+        {"max_queued": None}, {"max_num_seqs": None}, {"step_budget_ms": "20"}, {"step_budget_ms": True},
+        {"step_budget_ms": float("inf")}, {"step_budget_ms": 0}, {"ageing_s": None}, {"ageing_s": "1"},
+        {"ageing_s": float("nan")}, {"ageing_s": 10**400}, {"seed": 1.5}, {"seed": None}, {"seed": True},
+        {"seed": 1 << 63}, {"prefix_caching": 1}, {"prefix_caching": None}, {"overlap": "no"}, {"graphs": 0},
+        {"progress": "yes"}, {"model": 5}, {"model": b"x"}, {"revision": 1}, {"device": 0}, {"dtype": None},
+        {"dtype": ["float32"]}, {"quantization": 8}, {"determinism": None}, {"determinism": ["run"]},
+        {"fallback": True}, {"kernels": "linear=reference"}, {"kernels": {"linear": 1}}, {"kernels": None},
+        {"memory": True}, {"memory": [1]}, {"max_model_len": 10**5000},
     ],
-    ids=str,
+    ids=lambda option: " ".join(map(shown, *option.items())),
 )  # fmt: skip
-def test_an_option_out_of_range_is_named(option: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(option))):
+def test_an_option_of_another_type_or_out_of_range_is_named(option: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(option))} is ") as caught:
         LLM(**option)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_whole_numbers_serve_where_numbers_are_asked_for() -> None:
+    assert Options(gpu_memory_utilization=1, step_budget_ms=20, ageing_s=5).step_budget_ms == 20
 
 
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize"])

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from ambidex.kernels.cpu.levels import LEVELS
+from ambidex.kernels.cpu.library import load
+from ambidex.kernels.cpu.sample import sample_cpu
+from ambidex.ops.sample import OP
 from ambidex.runtime.execute.slots import SlotTable
 from ambidex.runtime.step import SlotAdded, Step
+from hypothesis import given
+from hypothesis import strategies as st
+
+REFERENCE = OP.reference
+LEVEL = [name for name, code in LEVELS.items() if code <= load().cpu_level][-1]
 
 
 def added(slot: int, tokens: list[int], temperature: float = 0.5) -> SlotAdded:
@@ -34,7 +45,8 @@ def test_a_moved_slot_takes_everything_along() -> None:
     slots = table()
     slots.apply(Step(added=(added(3, [1, 2], 0.25),), pages={"kv_window": np.array([[3, 1, 6]])}))
     slots.apply(Step(moved=np.array([[3, 0]])))
-    sampling = slots.sampling(torch.tensor([0]), Step(logits=np.array([[0, 0]]), penalized=True))
+    step = Step(spans=np.array([[0, 1, 1]]), logits=np.array([[0, 0]]), penalized=True)
+    sampling = slots.sampling(torch.tensor([0]), step)
     assert sampling.tokens[0, :2].tolist() == [1, 2]
     assert slots.page_tables["kv_window"][0].tolist() == [0, 6, 0, 0]
     assert (sampling.lengths.tolist(), sampling.prompt_lengths.tolist()) == ([2], [2])
@@ -51,6 +63,45 @@ def test_a_slot_taken_again_forgets_who_had_it() -> None:
     slots.apply(Step(freed=np.array([1]), added=(added(1, [6], 0.0),)))
     assert slots.lengths[1] == 1
     assert slots.sampling(torch.tensor([1]), Step(logits=np.array([[0, 0]]))).temperature.tolist() == [0.0]
+
+
+def test_only_rows_with_penalties_bring_their_tokens() -> None:
+    """C follows the longest context among them, whatever the others have and however long a request may become."""
+    slots = SlotTable(4, 64, {"kv": 2}, 64, torch.device("cpu"))
+    plain = replace(added(0, [3] * 40), repetition=1.0, presence=0.0, frequency=0.0)
+    slots.apply(Step(added=(plain, added(1, [7, 8]), added(2, [5] * 20))))
+    spans = np.array([[1, 1, 1], [0, 39, 1], [2, 19, 1]])
+    step = Step(spans=spans, logits=np.array([[0, 0], [1, 0], [2, 0]]), penalized=True)
+    sampling = slots.sampling(torch.tensor([1, 0, 2]), step)
+    assert sampling.tokens.tolist() == [[7, 8] + [0] * 30, [0] * 32, [5] * 20 + [0] * 12]
+    assert sampling.lengths.tolist() == [2, 0, 20]
+    assert sampling.positions.tolist() == [2, 40, 20], "the draw still knows where it is"
+    nobody = slots.sampling(torch.tensor([0]), replace(step, spans=spans[[1]], logits=np.array([[0, 0]])))
+    assert (nobody.tokens.shape, nobody.lengths.tolist()) == ((1, 16), [0])
+
+
+@given(st.data())
+def test_a_sampler_sees_no_difference(data: st.DataObject) -> None:
+    """Ids and log-probabilities are those of rows that bring all their tokens, as the op's meaning has them."""
+    slots, width = table(), 16
+    ids = st.lists(st.integers(0, 63), min_size=1, max_size=14)
+    requests = []
+    for slot in range(4):
+        tokens, is_plain = data.draw(ids), data.draw(st.booleans())
+        request = added(slot, tokens, data.draw(st.sampled_from([0.0, 0.8])))
+        request = replace(request, prompt_length=data.draw(st.integers(1, len(tokens))), top_k=0, top_p=1.0, min_p=0.0)
+        requests.append(replace(request, repetition=1.0, presence=0.0, frequency=0.0) if is_plain else request)
+    slots.apply(Step(added=tuple(requests)))
+    order = data.draw(st.permutations(range(4)))
+    spans = np.array([[slot, len(requests[slot].tokens) - 1, 1] for slot in order])
+    step = Step(spans=spans, logits=np.array([[row, 0] for row in range(4)]), penalized=True, random=True)
+    sampling = slots.sampling(torch.tensor(order), step)
+    whole = replace(sampling, tokens=slots.tokens[order][:, :width], lengths=slots.lengths[order])
+    logits = torch.randn(4, 64, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    for found, wanted in zip(REFERENCE(logits, sampling), REFERENCE(logits, whole), strict=True):
+        assert torch.equal(found, wanted)
+    for found, wanted in zip(sample_cpu(logits, sampling, level=LEVEL), REFERENCE(logits, whole), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_masks_fill_the_rows_that_have_none() -> None:

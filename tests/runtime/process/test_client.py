@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ambidex.runtime.errors import AmbidexError, ConfigError, EngineDied, QueueFull, RequestError
-from ambidex.runtime.messages import Progress, Submission
+from ambidex.runtime.messages import Counters, Progress, Submission
+from ambidex.runtime.process import wire
 from ambidex.runtime.process.client import EngineClient
 from ambidex.runtime.request import SamplingParams
 
@@ -260,6 +261,67 @@ def test_the_engine_does_not_outlive_its_parent(scripted_command: list[str], tmp
         assert time.monotonic() < until
         time.sleep(0.05)
     assert not list(tmp_path.iterdir())
+
+
+MISFIT = Progress(
+    0.0, np.zeros(1, np.int64), np.zeros(2, np.int64), np.zeros(1, np.float32), np.zeros((1, 0), np.int64),
+    np.zeros((1, 0), np.float32),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"\xff\xff\xff\xff", "a frame of 4,294,967,295 bytes"),
+        (b"\x05\0\0\0hello", "a message that cannot be read"),
+        (wire.frame(wire.Ping()), "a message that cannot be read"),
+        (wire.frame(wire.Statistics(Counters(*[0] * 10))), "Statistics, unasked"),
+        (wire.frame(wire.Progressed(MISFIT)), "what is of no use (RuntimeError: a misfit)"),
+        (wire.frame(wire.Refused(1, "no", "draining")) + b"\x01\0\0\0\xc1", "a message that cannot be read"),
+    ],
+    ids=["length", "garbage", "a client's", "unasked", "misfit", "behind a whole one"],
+)
+def test_an_engine_that_speaks_nonsense_is_ended_with_one_clear_error(
+    sent: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = (
+        "import socket, sys, time; s = socket.socket(fileno=int(sys.argv[sys.argv.index('--listener') + 1]));"
+        f"c, _ = s.accept(); c.recv(1); c.sendall({bytes(sent)!r}); time.sleep(60)"
+    )
+
+    async def main() -> None:
+        ends: list[AmbidexError] = []
+
+        def misfits(progress: Progress) -> None:
+            raise RuntimeError("a misfit")
+
+        client = await EngineClient.start({}, misfits, ends.append, command=[sys.executable, "-c", code])
+        waiting = asyncio.gather(client.ready, client.ping(), client.ping(), return_exceptions=True)
+        begun = time.monotonic()
+        async with asyncio.timeout(10):
+            errors = await waiting
+        assert time.monotonic() - begun < 5
+        assert len({str(each) for each in [*errors, *ends]}) == 1
+        assert all(isinstance(each, EngineDied) for each in errors)
+        assert f"the engine process sent {said}" in str(ends[0])
+        assert "\n" not in str(ends[0])
+
+    asyncio.run(main())
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_frame_holds_is_refused_alone(scripted_client: Callable[..., None]) -> None:
+    async def body(noted: Noted) -> None:
+        await noted.client.ready
+        long = Submission(number=1, prompt_ids=np.zeros(9 << 20, np.int64), params=SamplingParams())
+        with pytest.raises(RequestError, match="shorten the prompt"):
+            await noted.client.submit(long)
+        await noted.ask(2, max_tokens=1)
+        noted.client.abort(range(10, 10 + 3 * wire.MAX_ABORTED))
+        assert (await noted.client.counters()).steps >= 1
+
+    scripted_client(body)
 
 
 def test_a_temporary_folder_with_a_long_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from ambidex.runtime.messages import Submission
-from ambidex.runtime.process import connections, wire
+from ambidex.runtime.process import connections, server, wire
 from ambidex.runtime.process.connections import Connections
 from ambidex.runtime.process.server import Server
 from ambidex.runtime.request import SamplingParams
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 class Client:
@@ -175,7 +178,54 @@ def a_number_too_high(client: Client) -> None:
     client.ask((1 << 40) - 1, n=2)
 
 
-@pytest.mark.parametrize("spoil", [garbage, oversized, an_engines_message, a_running_number, a_number_too_high])
+def an_empty_frame(client: Client) -> None:
+    client.socket.sendall(b"\0\0\0\0")
+
+
+def a_frame_cut_short(client: Client) -> None:
+    body = wire.frame(wire.Abort((1, 2, 3)))[4:-1]
+    client.socket.sendall(len(body).to_bytes(4, "little") + body)
+
+
+def two_messages_in_a_frame(client: Client) -> None:
+    body = 2 * wire.frame(wire.Ping())[4:]
+    client.socket.sendall(len(body).to_bytes(4, "little") + body)
+
+
+def wrong_types(client: Client) -> None:
+    body = msgspec.msgpack.encode(["Abort", {"numbers": "all"}])
+    client.socket.sendall(len(body).to_bytes(4, "little") + body)
+
+
+def a_million_axes(client: Client) -> None:
+    submission = {"number": 1, "params": {}, "prompt_ids": [[1 << 60] * 1_000_000, b""]}
+    body = msgspec.msgpack.encode(["Submit", submission])
+    client.socket.sendall(len(body).to_bytes(4, "little") + body)
+
+
+def too_many_aborts_in_one(client: Client) -> None:
+    client.send(wire.Abort(tuple(range(wire.MAX_ABORTED + 1))))
+
+
+def a_second_hello(client: Client) -> None:
+    client.send(wire.Hello())
+
+
+def pings_without_end(client: Client) -> None:
+    client.send(*[wire.Ping()] * 20_000)
+
+
+def questions_without_end(client: Client) -> None:
+    """More than the engine takes between two steps, until they are more than wait."""
+    client.send(*[wire.AskCounters()] * 40_000)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [garbage, oversized, an_engines_message, a_running_number, a_number_too_high, an_empty_frame, a_frame_cut_short,
+     two_messages_in_a_frame, wrong_types, a_million_axes, too_many_aborts_in_one, a_second_hello, pings_without_end,
+     questions_without_end],
+)  # fmt: skip
 def test_a_broken_client_loses_its_connection_and_nobody_elses(
     serve: Callable[..., Running], spoil: Callable[[Client], None]
 ) -> None:
@@ -192,6 +242,114 @@ def test_a_broken_client_loses_its_connection_and_nobody_elses(
     assert len(good.tokens(1)) == 100
     good.send(wire.AskCounters())
     assert good.wait_for(wire.Statistics).counters.running == 0, "what the broken one had asked for is aborted"
+
+
+def test_no_frame_that_one_client_makes_up_reaches_another(serve: Callable[..., Running]) -> None:
+    running = serve(step_s=0.001)
+    good = running.connect()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def holds(data: st.DataObject) -> None:
+        sent = Submission(number=9, prompt_ids=np.arange(4), params=SamplingParams(stop="x", logprobs=2, max_tokens=9))
+        body = (
+            data.draw(st.binary(max_size=40)) if data.draw(st.booleans()) else bytes(wire.frame(wire.Submit(sent))[4:])
+        )
+        spoilt = bytearray(body)
+        for _ in range(data.draw(st.integers(0, 4)) if spoilt else 0):
+            spoilt[data.draw(st.integers(0, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+        bad = Client(running.address)
+        length = data.draw(st.sampled_from([len(spoilt), len(spoilt), max(0, len(spoilt) - 1), len(spoilt) + 1]))
+        bad.socket.sendall(length.to_bytes(4, "little") + spoilt)
+        good.ask(1, max_tokens=3)
+        assert len(good.tokens(1)) == 3
+        bad.socket.close()
+
+    holds()
+    until = time.monotonic() + 5
+    while running.engine.live or len(running.connections.clients) > 1:
+        assert time.monotonic() < until, "what the others have left behind"
+        time.sleep(0.01)
+
+
+def test_more_clients_than_places_are_turned_away_and_told_so(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_CLIENTS", 5)
+    running = serve()
+    clients = [running.connect() for _ in range(5)]
+    for client in clients:
+        client.wait_for(wire.Ready)
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        late = Client(running.address, hello=False)
+        assert late.wait_for(wire.Failed).message == "5 clients are connected already: close one of them"
+        assert late.next() is None
+        late.socket.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == files
+    clients[0].ask(1)
+    assert len(clients[0].tokens(1)) == 3
+    clients[1].socket.close()
+    until = time.monotonic() + 5
+    while len(running.connections.clients) == 5:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert running.connect().wait_for(wire.Ready)
+
+
+def test_who_says_nothing_or_reads_nothing_keeps_no_place(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HELLO_S", 0.5)
+    monkeypatch.setattr(connections, "FAREWELL_S", 0.5)
+    running = serve(num_logprobs=2000)
+    silent, deaf, good = running.connect(hello=False), running.connect(), running.connect()
+    good.wait_for(wire.Ready)
+    deaf.ask(0, max_tokens=10**6, n=16)
+    until = time.monotonic() + 10
+    while not any(client.unsent_bytes > 1 << 20 for client in list(running.connections.clients.values())):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    garbage(deaf)
+    assert silent.wait_for(wire.Failed).message == "there was no Hello within 0.5 s"
+    while len(running.connections.clients) > 1:
+        assert time.monotonic() < until, "the deaf one is still there"
+        time.sleep(0.01)
+    good.ask(1)
+    assert len(good.tokens(1)) == 3
+
+
+def test_who_sends_more_requests_than_wait_is_refused_and_holds_nobody_up(
+    serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_MESSAGES", 400)
+    running = serve(max_queued=300, step_s=0.2)
+    flooding, good = running.connect(), running.connect()
+    good.wait_for(wire.Ready)
+    flooding.wait_for(wire.Ready)
+    flooding.ask(100_000, max_tokens=500)
+    flooding.wait_for(wire.Progressed)
+    ids = np.ones(2, np.int64)
+    asked = [Submission(number=each, prompt_ids=ids, params=SamplingParams(max_tokens=1)) for each in range(1500)]
+    flooding.send(*map(wire.Submit, asked))
+    good.ask(1, max_tokens=2)
+    assert good.wait_for(wire.Accepted)
+    assert running.engine.steps < 6, "a flood of 1,500 would be taken in six steps"
+    flooding.send(wire.Abort((100_000,)))
+    refused: set[int] = set()
+    said: set[str] = set()
+    accepted = 0
+    while len(refused) + accepted < 1500:
+        message = flooding.next()
+        assert message is not None
+        assert not isinstance(message, wire.Failed)
+        if isinstance(message, wire.Refused):
+            refused.add(message.number)
+            said.add(message.message)
+            assert message.kind == "queue_full"
+        accepted += isinstance(message, wire.Accepted)
+    assert "400 requests of this client are not taken yet: send fewer at once" in said
+    assert len(refused) >= 1100 - 300
 
 
 def test_clients_that_hang_up_leave_nothing(serve: Callable[..., Running]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import time
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -98,12 +100,36 @@ def test_a_spoilt_submission_never_crashes(data: st.DataObject) -> None:
         (["Submit", {"number": 1, "params": {}, "prompt_ids": [[1 << 40], b"12345678"]}], "shape"),
         (["Submit", {"number": 1, "params": {}, "prompt_ids": [[-1, -1], b"12345678"]}], "shape"),
         (["Submit", {"number": 1, "params": {"n": 99}, "prompt_ids": [[0], b""]}], "n is 99"),
+        (["Submit", {"number": 1, "params": {}, "prompt_ids": [[1 << 60] * 1_000_000, b""]}], "at most 4 axes"),
+        (["Submit", {"number": 1, "params": {}, "prompt_ids": 3}], "cannot be read"),
+        (["Submit", {"number": 1, "params": {}, "prompt_ids": {"a": {}}}], "cannot be read"),
+        (["Submit", {"number": 1, "params": {"allowed_token_ids": [0] * 1_048_577}, "prompt_ids": [[0], b""]}], "576"),
+        (["Abort", [1] * (wire.MAX_ABORTED + 1)], "cannot be read"),
+        (["Abort", [1.5]], "cannot be read"),
+        ([], "cannot be read"),
+        (None, "cannot be read"),
     ],
+    ids=lambda value: str(value)[:60],
 )
 def test_what_is_no_message_is_refused(body: list[Any], said: str) -> None:
     packed = msgspec.msgpack.encode(body)
+    begun = time.perf_counter()
     with pytest.raises(wire.ProtocolError, match=said):
         list(wire.Frames(wire.FromClient).feed(struct.pack("<I", len(packed)) + packed))
+    assert time.perf_counter() - begun < 2, "other clients wait meanwhile"
+
+
+@pytest.mark.parametrize("claim", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"])
+def test_a_length_that_a_message_claims_allocates_nothing(claim: bytes) -> None:
+    """An array, a map, and bytes of 2^32 - 1 entries."""
+    for begin in (b"\x92\xa5Abort", b"\x92\xa6Submit\x83\xa6number\x01\xa6params\x80\xaaprompt_ids"):
+        body = begin + claim
+        tracemalloc.start()
+        with pytest.raises(wire.ProtocolError, match="cannot be read"):
+            list(wire.Frames(wire.FromClient).feed(struct.pack("<I", len(body)) + body))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 1 << 20
 
 
 def test_a_frame_beyond_the_bound_is_refused_by_its_length_alone() -> None:

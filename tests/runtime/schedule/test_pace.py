@@ -67,10 +67,25 @@ def test_predictions_follow_what_steps_take_where_that_is_wanted() -> None:
     load, adapting, fixed = Load(100, 1, 100, 5050, 1), pace(), pace(adapts=False)
     before = adapting.seconds(load)
     for _ in range(20):
-        adapting.observe(adapting.seconds(load), 7 * before)
-        fixed.observe(fixed.seconds(load), 7 * before)
+        adapting.observe(adapting.nominal_s(load), 7 * before)
+        fixed.observe(fixed.nominal_s(load), 7 * before)
     assert adapting.seconds(load) == pytest.approx(7 * before, rel=1e-3)
     assert fixed.seconds(load) == before
+
+
+@given(st.lists(st.sampled_from([Load(8, 8, 800, 800, 8), Load(100, 1, 100, 5050, 1)]), min_size=12, max_size=30))
+def test_what_is_learned_late_does_not_swing(loads: list[Load]) -> None:
+    """With overlap a step is planned before the one before it has been seen: the ratio still goes straight to a device
+    that is steadily three times slower, past nothing."""
+    paced, late, ratios = pace(), None, []
+    for load in loads:
+        planned = paced.nominal_s(load)
+        if late is not None:
+            paced.observe(late, 3 * late)
+        late = planned
+        ratios.append(paced.seconds(load) / planned)
+    assert ratios == sorted(ratios)
+    assert ratios[-1] == pytest.approx(3, rel=1e-2)
 
 
 @pytest.mark.parametrize("seen", [(0.0, 1.0), (1.0, 0.0), (1.0, -1.0)])

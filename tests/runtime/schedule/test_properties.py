@@ -254,14 +254,15 @@ class Run:
         return self.device.launch(step)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, **more: object) -> bool:
-        number, before = self._next_number, len(self.scheduler.waiting)
+        number, before = self._next_number, self.scheduler.waiting.num_requests
         submission = Submission(number=number, prompt_ids=np.array(prompt), params=params, **more)
         try:
             self.engine.submit(submission)
         except QueueFull:
             assert before >= self.world.max_queued
-            assert len(self.scheduler.waiting) == before
+            assert self.scheduler.waiting.num_requests == before
             return False
+        assert before < self.world.max_queued
         self._next_number += params.n
         for each in self.taken:
             self.asked[each.number] = Asked(
@@ -432,6 +433,13 @@ class Machine(RuleBasedStateMachine):
     def pages_are_conserved(self) -> None:
         if hasattr(self, "run"):
             self.run.check_pages()
+
+    @invariant()
+    def the_queue_counts_requests(self) -> None:
+        if hasattr(self, "run"):
+            waiting = [each for each in self.run.scheduler._requests.values() if each.is_waiting]
+            queue = self.run.scheduler.waiting
+            assert (len(queue), queue.num_requests) == (len(waiting), len({each.request for each in waiting}))
 
     def teardown(self) -> None:
         if hasattr(self, "run"):

@@ -126,6 +126,38 @@ def test_a_full_queue_refuses_newcomers_and_nobody_else() -> None:
     assert not owner.drop(3)
 
 
+def test_a_request_is_one_entry_in_the_queue_however_many_completions_wait() -> None:
+    owner = scheduler(pages=12, slots=1, budget=64, max_queued=2)
+    leader = completion(0, 3, 9, n=3)
+    followers = [completion(number, 3, 9, n=3, leader=leader) for number in (1, 2)]
+    for each in (leader, *followers):
+        owner.add(each)
+    assert owner.waiting.num_requests == 1
+    step(owner)
+    assert (len(owner.waiting), owner.waiting.num_requests) == (2, 1), "its followers wait for the only slot"
+    owner.add(completion(3, 3))
+    with pytest.raises(QueueFull, match="2 requests are waiting, max_queued is 2"):
+        owner.add(completion(4, 3))
+    owner.drop(1)
+    with pytest.raises(QueueFull):
+        owner.add(completion(4, 3))
+    owner.drop(2)
+    owner.add(completion(4, 3))
+    assert (len(owner.waiting), owner.waiting.num_requests) == (2, 2)
+
+
+def test_completions_that_lose_their_leader_still_are_one_request() -> None:
+    owner = scheduler(slots=1, max_queued=2)
+    owner.add(completion(9, 3, 20))
+    step(owner)
+    leader = completion(10, 3)
+    for each in (leader, *(completion(number, 3, leader=leader) for number in (11, 12))):
+        owner.add(each)
+    owner.drop(10)
+    assert (len(owner.waiting), owner.waiting.num_requests) == (2, 1)
+    owner.add(completion(13, 3))
+
+
 def test_without_pages_the_last_ranked_gives_way_and_continues_later() -> None:
     owner = scheduler(pages=5, budget=64, prefix_caching=False)
     owner.add(completion(0, 4, 12))
