@@ -42,14 +42,4 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return args, {**params, "mesh": ONE_DEVICE, "axis": "tp"}
 
 
-OP = Op(
-    "all_reduce_add_norm",
-    _label,
-    _check,
-    _cost,
-    _inputs,
-    add_rms_norm.OP.cases,
-    COMPUTE_TOLERANCE,
-    parts=_parts,
-    has_glue=True,
-)
+OP = Op("all_reduce_add_norm", _label, _check, _cost, _inputs, add_rms_norm.OP.cases, COMPUTE_TOLERANCE, parts=_parts)
