@@ -136,7 +136,7 @@ class _Run:
         self.request.node.user_properties.append((_PROPERTY, entry))
 
     def _trace(self) -> None:
-        from .trials import traced
+        from .traces import traced
 
         self._note([str(self.trial), *traced(self.trial, self.place)])
 

@@ -31,7 +31,7 @@ from ..ops.launches import offered, typical_rows
 from ..ops.support import UNBOUNDED, bucket_of
 from ..ops.tuned import Row, Table, TunedError, dtype_names, formats, read, timed_dims, written
 from ..ops.types import Site
-from .operands import packed
+from .operands import copied, packed
 from .ops import Bench, one_line
 from .trials import POLICY, Trial, reference_kernel
 
@@ -182,9 +182,9 @@ class Tuning:
         note: Note = self.bench.about(trial)
         try:
             proof = self.bench.proved(trial)
-            sets = self.bench.sets(trial)
-            best, failures = self._fastest(trial, wanted, sets)
-            error = proof if wanted is None else self.bench.error(trial, wanted, best)
+            sets, fresh = self.bench.sets(trial), self.bench.packed(trial)
+            best, failures = self._fastest(trial, wanted, sets, fresh)
+            error = proof if wanted is None else self.bench.error(trial, wanted, best, copied(fresh))
             timed = self.bench.timed(trial, sets, best)
         except (AssertionError, RuntimeError, ValueError) as failure:
             return {**note, "failed": one_line(failure)}
@@ -196,7 +196,7 @@ class Tuning:
         return {**note, **figures, "error": error, "launch": dict(best), "launches_refused": failures}
 
     def _fastest(
-        self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, sets: Sequence[Arguments]
+        self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, sets: Sequence[Arguments], fresh: Arguments
     ) -> tuple[Launch, list[str]]:
         """The best of the kernel's launches, and why others are none. AssertionError: not one is right."""
         launches = offered(trial.kernel, trial.site, self.bench.place.profile, bucket_of(trial.num_rows, POLICY))
@@ -206,7 +206,7 @@ class Tuning:
             self._in_time()
             try:
                 if wanted is not None:
-                    self.bench.error(trial, wanted, launch)
+                    self.bench.error(trial, wanted, launch, copied(fresh))
                 times.append((self.bench.timed(trial, sets, launch, _MOMENT_S).median_s, number))
             except (AssertionError, RuntimeError, ValueError) as failure:
                 failures.append(f"{dict(launch)}: {one_line(failure)}")

@@ -39,4 +39,4 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     return (x, random_tensor((dims["T"], dims["D"]), dtype, device, generator), weight), params
 
 
-OP = Op("add_rms_norm", _label, _check, _cost, _inputs, rms_norm.CASES, COMPUTE_TOLERANCE, parts=_parts)
+OP = Op("add_rms_norm", _label, _check, _cost, _inputs, rms_norm.CASES, COMPUTE_TOLERANCE, parts=_parts, has_glue=True)

@@ -22,7 +22,7 @@ from .bound import BoundOps, BoundSite, Choice
 from .contract import Kernel, Launch, Op, Policy
 from .launches import Launches, Pick, launch_reason, parse_choice
 from .layouts import PAGES_PHSD, ROW_MAJOR
-from .ranking import Ranking, Times, parts_reason
+from .ranking import Ranking, Times, parts_reason, summed
 from .support import UNBOUNDED, Demand, PageDemand, layout_refusal, refusal
 from .tuned import Tuned, found
 from .types import Determinism, Layout, Reason, Site
@@ -136,17 +136,15 @@ class _Binder:
             return None, refused
         best = self.ranking.ordered(serving, site, bucket)[0]
         refused |= self.ranking.beaten(serving, best, site, bucket)
-        slower = self._slower_than_parts(best, site, bucket, demands)
+        slower = self._behind_parts(best, site, bucket, demands)
         return (best, refused) if slower is None else (None, {**refused, best.name: slower})
 
     def _able(self, site: Site, bucket: int) -> list[Kernel]:
         """Kernels that serve if the layouts suit them."""
         return [each for each in self.candidates(site) if self.static_reason(each, site, bucket) is None]
 
-    def _slower_than_parts(
-        self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]
-    ) -> Reason | None:
-        if not site.parts or self.wanted(site) is not None:
+    def _behind_parts(self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Reason | None:
+        if not site.parts or self.ops[site.op].has_glue or self.wanted(site) is not None:
             return None
         whole = self.launches.times_us(kernel, site, bucket)
         parts = [self._served_us(part, bucket, demands) for part in site.parts]
@@ -162,9 +160,8 @@ class _Binder:
         kernel = self._best(site, bucket, demands)[0]
         if kernel is not None:
             return self.launches.times_us(kernel, site, bucket)
-        parts = [self._served_us(part, bucket, demands) for part in site.parts]
-        common = [rows for rows in parts[0] if all(rows in part for part in parts)] if parts else []
-        return {rows: sum(part[rows] for part in parts) for rows in common}
+        summable = () if self.ops[site.op].has_glue else site.parts
+        return summed([self._served_us(part, bucket, demands) for part in summable])
 
     def _reason(self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Reason | None:
         reason = self.static_reason(kernel, site, bucket) or layout_refusal(kernel, site, demands)

@@ -70,7 +70,8 @@ class Op:
     check(*args, **params): validates (ValueError: what was given and what would do) and returns the `Signature`;
         it reads shapes and dtypes only, so it also serves meta tensors.
     reference(*args, **params): the meaning, computed in at least float32, returned in the operands' dtype.
-    parts(ops, *args, **params): the same computation as calls of other ops.
+    parts(ops, *args, **params): the same computation as calls of other ops. has_glue: they compute between the calls
+        too, so that the times of those ops do not add up to theirs.
     cost(site, work): bytes that must move and operations.
     inputs(dims, dtype, device, generator): arguments of a case.
     tolerance: by dtype, the largest |y - reference| allowed, relative to the largest |reference|.
@@ -92,6 +93,7 @@ class Op:
     determinism: Determinism = Determinism.BATCH
     observe: Callable[[Any, tuple[Any, ...]], tuple[torch.Tensor, ...]] = _returned
     row_axis: int = 0
+    has_glue: bool = False
     case_at: Callable[[Site, int], Mapping[str, Any]] = _own_sizes
 
     def __post_init__(self) -> None:

@@ -46,4 +46,4 @@ CASES = (
     *linear.product_cases("o", "down"),
 )
 
-OP = Op("linear_add", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)
+OP = Op("linear_add", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts, has_glue=True)

@@ -103,5 +103,5 @@ def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
 
 OP = Op(
     "qkv_rope_store", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts, observe=_observe,
-    case_at=_case_at,
+    case_at=_case_at, has_glue=True,
 )  # fmt: skip

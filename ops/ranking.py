@@ -52,10 +52,16 @@ class Ranking:
         return reasons
 
 
+def summed(parts: Sequence[Times]) -> Times:
+    """What the parts took together, at each number of rows at which all were measured."""
+    common = [rows for rows in parts[0] if all(rows in part for part in parts)] if parts else []
+    return {rows: sum(part[rows] for part in parts) for rows in common}
+
+
 def parts_reason(whole: Times, parts: Sequence[Times]) -> Reason | None:
-    """Why a kernel for the whole is passed over: its parts took less together, at a number of rows at which all were
-    measured."""
-    rows = next((rows for rows in whole if all(rows in part for part in parts)), None)
-    if rows is None or (total := sum(part[rows] for part in parts)) >= whole[rows]:
+    """Why a kernel for the whole is passed over: its parts took less, at the same number of rows."""
+    together = summed(parts)
+    rows = next((rows for rows in whole if rows in together), None)
+    if rows is None or together[rows] >= whole[rows]:
         return None
-    return Reason("policy", f"{whole[rows]:.1f} us measured, its parts took {total:.1f}")
+    return Reason("policy", f"{whole[rows]:.1f} us measured, its parts took {together[rows]:.1f}")

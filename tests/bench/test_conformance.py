@@ -201,7 +201,7 @@ def test_support_mode_prints_the_matrix_for_any_profile(suite: Suite) -> None:
     assert status == 0, out
     lines = [line.split(maxsplit=3) for line in out.splitlines() if line.startswith("norm_linear ")]
     found = {(kernel, dtype): outcome for _, kernel, dtype, outcome in lines}
-    assert found["norm_linear_triton", "bfloat16"] == "ok"
+    assert found["norm_linear_triton_invariant", "bfloat16"] == "ok"
     assert found["norm_linear_cpu", "float32"].startswith("language_missing: is written in cpu; amd-mi300x runs")
 
 

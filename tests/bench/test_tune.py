@@ -18,8 +18,9 @@ from ambidex.bench.trials import Place, Trial
 from ambidex.bench.tune import Files, Note, OutOfTime, Tuning, buckets, facts, of_sites
 from ambidex.cli import run
 from ambidex.ops import discovery, tuned
-from ambidex.ops.binding import bind
-from ambidex.ops.contract import Kernel
+from ambidex.ops.binding import UNBOUNDED, bind
+from ambidex.ops.contract import Kernel, Policy
+from ambidex.ops.support import bucket_of
 from ambidex.ops.tuned import Tuned, TunedError, timed_dims
 from ambidex.runtime.start import model_sites
 
@@ -78,8 +79,11 @@ def test_a_binding_reads_what_was_written(bench: Bench, tmp_path: Path) -> None:
     notes(tuning(bench, tmp_path), REPEATING)
     site = odd()[0].site
     binding = bind((site,), bench.place.profile, kernels={"repeating": REPEATING}, tuned=Tuned(tuned.load(tmp_path)))
-    found = [(choice.source, choice.launch["repeats"]) for choice in binding.sites[0].choices]
-    assert found == [("derived", 40), ("near", 2), ("exact", 2), ("derived", 40), ("derived", 40)]
+    found = {choice.bucket: (choice.source, choice.launch["repeats"]) for choice in binding.sites[0].choices}
+    assert [bucket for bucket, (source, _) in found.items() if source == "exact"] == [bucket_of(17, Policy())]
+    assert {found[bucket] for bucket in (8, 64)} == {("near", 2)}  # within a factor of 4
+    assert {found[bucket] for bucket in (1, 512, UNBOUNDED)} == {("derived", 40)}
+    assert found[bucket_of(17, Policy())] == ("exact", 2)
 
 
 def test_nothing_wrong_is_written(bench: Bench, tmp_path: Path) -> None:
@@ -132,13 +136,14 @@ def test_every_site_of_a_model_can_be_drawn_as_it_is(bench: Bench) -> None:
     sites = model_sites(None, "float32", bench.place.profile)
     bases = list(of_sites(sites))
     assert {base.op.name for base in bases} >= {"norm_linear", "linear", "rms_norm", "paged_attention", "sample"}
-    assert buckets() == [1, 8, 64, 512, 4096]
+    assert buckets() == [*Policy().buckets, 4096]
     wanted = [timed_dims(part) for site in sites for part in (site, *site.parts)]
     for base in bases:
         if base.case.name.endswith("-8"):
             assert timed_dims(base.site) in wanted
             assert base.num_rows == 8
-    assert {base.case.name.rpartition("-")[2] for base in bases if base.op.name == "sample"} == {"1", "8", "64"}
+    of_logits = {base.case.name.rpartition("-")[2] for base in bases if base.op.name == "sample"}
+    assert of_logits == {str(rows) for rows in Policy().buckets if rows <= 64}
 
 
 def test_the_command_tunes_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

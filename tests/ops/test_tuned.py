@@ -370,6 +370,27 @@ def test_parts_that_were_measured_faster_are_taken() -> None:
     assert outcome(kept)[0][0] == "whole"
 
 
+def test_parts_that_compute_between_the_calls_are_not_added_up() -> None:
+    def forward(ops: Any) -> None:
+        weight, x = dense("w", torch.empty((32, 32), device=META)), torch.empty((5, 32), device=META)
+        ops.linear_add(x, weight, x)
+
+    site = sites_of(forward)[0]
+    made = [kernel("whole", "linear_add"), kernel("product")]
+    rows = [table([row(site, "whole", time_us=12.0)], op="linear_add"),
+            table([row(site.parts[0], "product", time_us=2.0)])]  # fmt: skip
+    assert outcome(bound(site, made, rows))[0][0] == "whole"
+
+
+def test_another_package_brings_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, plain([row(linear_site())]))
+    monkeypatch.setattr(tuned, "plugins", lambda group: {"mine": str(tmp_path)} if group == "tuned" else {})
+    site = linear_site()
+    found = tuned.found.__wrapped__()
+    binding = bind((site,), H200, kernels={"k": kernel("k")}, tuned=found)
+    assert outcome(binding)[0] == ("k", "exact", 32)
+
+
 # Determinism
 
 
