@@ -41,59 +41,58 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
-        "an unmasked edge of the outputs", "norm_linear",
-        "mask=row_inside[:, None] & output_inside[None, :])", "mask=row_inside[:, None] & (output[None, :] >= 0))",
-        "norm_linear_triton", "odd and float32",
+        "an unmasked edge of the outputs", "product",
+        "y_ptr.dtype.element_ty), mask=held)", "y_ptr.dtype.element_ty), mask=(row < num_rows)[:, None])",
+        "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a swapped stride", "norm_linear",
-        "x_rows = x_ptr + row[:, None] * x_stride", "x_rows = x_ptr + row[:, None] * y_stride",
-        "norm_linear_triton", "odd and float32",
+        "a swapped stride", "product",
+        "tl.minimum(row, num_rows - 1)[:, None] * x_stride", "tl.minimum(row, num_rows - 1)[:, None] * y_stride",
+        "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a missing tail of K", "norm_linear",
-        "range(0, width, BLOCK_K):\n        k_inside", "range(0, width - BLOCK_K + 1, BLOCK_K):\n        k_inside",
-        "norm_linear_triton", "odd and float32",
+        "a missing tail of K", "product",
+        "range(begin + EARLY, end, BLOCK_K)", "range(begin + EARLY, end - BLOCK_K + 1, BLOCK_K)",
+        "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a dropped scale", "norm_linear",
-        "(x_TK.to(tl.float32) * scale_T[:, None] * norm_K[None, :])", "(x_TK.to(tl.float32) * norm_K[None, :])",
-        "norm_linear_triton", "odd and float32",
+        "a dropped scale", "product",
+        "y_NT, up_NT = y_NT * scale_T[None, :], up_NT * scale_T[None, :]", "y_NT, up_NT = y_NT, up_NT",
+        "norm_linear_triton*", "odd and float32",
     ),
     Mutation(
-        "sums in half the precision", "norm_linear",
-        "tl.trans(w_NK), y_TN, input_precision=\"ieee\")",
-        "tl.trans(w_NK), y_TN, input_precision=\"ieee\").to(tl.float16).to(tl.float32)",
-        "norm_linear_triton", "odd and float32",
+        "a float32 product in TF32", "product",
+        "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"ieee\")",
+        "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"tf32\")",
+        "linear_triton_invariant", "", "machine code", "tf32: float32 is to be IEEE",
     ),
     Mutation(
-        "a float32 product in TF32", "norm_linear",
-        "y_TN = tl.dot(normed_TK, tl.trans(w_NK), y_TN, input_precision=\"ieee\")",
-        "y_TN = tl.dot(normed_TK, tl.trans(w_NK), y_TN, input_precision=\"tf32\")",
-        "norm_linear_triton", "", "machine code", "tf32: float32 is to be IEEE",
+        "a sum in half the precision", "rms_norm",
+        "tl.sum(wide_TD * wide_TD, axis=1)", "tl.sum((wide_TD * wide_TD).to(tl.float16), axis=1).to(tl.float32)",
+        "rms_norm_triton", "odd and float32",
     ),
     Mutation(
         "a causal mask that is off by one", "paged_attention",
         "(key[None, :] <= position_M[:, None])", "(key[None, :] < position_M[:, None])",
-        "paged_attention_triton", "odd and float32",
+        "paged_attention_triton*", "odd and float32",
     ),
     Mutation(
         "a wrong bound of the window", "paged_attention",
         "(key[None, :] > position_M[:, None] - WINDOW)", "(key[None, :] >= position_M[:, None] - WINDOW)",
-        "paged_attention_triton", "window and float32",
+        "paged_attention_triton*", "window and float32",
     ),
     Mutation(
         "the page of the next key", "paged_attention",
         "tl.load(table_ptr + key // PAGE_SIZE,", "tl.load(table_ptr + (key + 1) // PAGE_SIZE,",
-        "paged_attention_triton", "odd and float32",
+        "paged_attention_triton*", "odd and float32",
     ),
     Mutation(
         "splits that are combined unscaled", "paged_attention",
         "tl.sum(sums_SD * shrink_S[:, None], axis=0)", "tl.sum(sums_SD, axis=0)",
-        "paged_attention_triton", "long and float32",
+        "paged_attention_triton_invariant", "long and float32",
     ),
     Mutation(
-        "a dropped soft cap", "paged_attention",
+        "a dropped soft cap", "paged_decode",
         "        if CAPPED:", "        if CAPPED and BLOCK_N < 0:",
         "paged_attention_triton", "softcap and float32",
     ),
@@ -103,7 +102,7 @@ MUTATIONS = [
         "qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
-        "values stored where keys belong", "qkv_rope_store",
+        "a head of values that is not stored", "qkv_rope_store",
         "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS)", "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS - 1)",
         "qkv_rope_store_triton", "odd and float32",
     ),
@@ -149,9 +148,8 @@ def proved(place: Path, kernel: str, cases: str, proof: str) -> subprocess.Compl
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
 def test_a_wrong_kernel_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     source = (ROOT / FOLDER / f"{mutation.file}.py").read_text(encoding="utf-8")
-    assert source.count(mutation.old) == 1, (
-        f"{mutation.file}.py has changed: {mutation.old!r} is there {source.count(mutation.old)} times"
-    )
+    found = source.count(mutation.old)
+    assert found == 1, f"{mutation.file}.py has changed: {mutation.old!r} is there {found} times"
     place = copy_of_the_package(tmp_path, mutation.file, source.replace(mutation.old, mutation.new))
     done = proved(place, mutation.kernel, mutation.cases, mutation.proof)
     caught = (

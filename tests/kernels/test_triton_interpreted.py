@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 SUITE = Path(__file__).with_name("test_conformance.py")
-PROFILES = {"nvidia-h200-sxm": "odd or bias or (long and float32)", "amd-mi300x": "odd and not bfloat16"}
+PROFILES = {"nvidia-h200-sxm": "odd and float32", "amd-mi300x": "odd and bfloat16"}
+"""A quick part: `make check-kernels` tries every case in every dtype."""
 
 
 def suite(profile: str, wanted: str, *more: str) -> str:
