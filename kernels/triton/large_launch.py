@@ -9,6 +9,7 @@ K at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product as every
 
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
@@ -49,7 +50,7 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     """Why a launch does not fit the device's memory per block, if it does not."""
-    needed, limit = _on_chip_bytes(site, profile, launch), _limit(profile)
+    needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
     if needed <= limit:
         return None
     return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
@@ -67,14 +68,14 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
 def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """Every tile with every depth and order that fits, the default first."""
     seen = list[Launch]()
+    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster.
+    flats = (_planes(site) == 1, _planes(site) == 2) if _described(site, profile) else (False,)
     for tile in (*_tiles(site, profile, bucket), _SMALLEST):
-        for stages in range(_MAX_STAGES, 1, -1):
-            for group_t in (8, 16) if seen else (8,):
-                for flat in (True, False) if _described(site, profile) else (False,):
-                    made = _made(site, profile, tile, stages, group_t, flat)
-                    if fits(site, profile, made) is None and (tile is not _SMALLEST or not seen):
-                        seen.append(made)
-                        yield made
+        for stages, group_t, flat in every(range(_MAX_STAGES, 1, -1), (8, 4, 16), flats):
+            made = _made(site, profile, tile, stages, group_t, flat)
+            if fits(site, profile, made) is None and (tile is not _SMALLEST or not seen):
+                seen.append(made)
+                yield made
 
 
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
@@ -123,7 +124,7 @@ def _described(site: Site, profile: Profile) -> bool:
     return "tma" in profile.capabilities and aligned
 
 
-def _on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
+def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     """Stages of x and W, and what the epilogue holds: y's part and the residual's."""
     itemsize, planes = site.dtypes["x"].itemsize, _planes(site)
     stage = (launch["block_t"] + planes * launch["block_n"]) * launch["block_k"] * itemsize
@@ -135,7 +136,7 @@ def _on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     if not launch["described"]:
         return int(staged + _BARRIER_BYTES)
     part = launch["block_t"] * launch["block_n"] // launch["parts"]
-    stored = part * max(itemsize, site.dtypes["y"].itemsize) * min(2, launch["parts"])
+    stored = part * max(itemsize, site.dtypes["y"].itemsize)
     return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + _BARRIER_BYTES)
 
 
