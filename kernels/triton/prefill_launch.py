@@ -23,8 +23,8 @@ _Tile = tuple[int, int, int, int]
 """Rows, keys, threads, stages."""
 
 _TILES: tuple[_Tile, ...] = (
-    (128, 128, 256, 2), (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2), (32, 32, 128, 2),
-    (16, 16, 128, 1),
+    (128, 128, 256, 2), (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2),
+    (32, 32, 128, 2), (16, 16, 128, 1),
 )  # fmt: skip
 _FULL_TILES: tuple[_Tile, ...] = ((32, 32, 256, 2), (32, 32, 256, 1), (16, 16, 128, 1))
 """For float32, which multiplies outside the matrix units of NVIDIA, from registers."""
@@ -63,3 +63,26 @@ def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     rows = _rows(site, launch["rows"], launch["packed"])
     staged = 2 * max(1, launch["stages"]) * launch["keys"] * row_bytes
     return rows * row_bytes + staged + rows * launch["keys"] * site.dtypes["x"].itemsize
+
+
+def _made(site: Site, profile: Profile, bucket: int, tile: _Tile) -> Launch:
+    rows, keys, threads, stages = tile
+    return {
+        "rows": rows,
+        "keys": keys,
+        "warps": warps(threads, profile),
+        "stages": stages,
+        "packed": bucket <= _MAX_PACKED_ROWS,
+        "described": "tma" in profile.capabilities,
+        "slices": profile.on_chip.l2_slices or 1,
+        **amd_options(profile, waves_per_unit=0),
+    }
+
+
+def _rows(site: Site, rows: int, packed: bool) -> int:
+    """Of a tile: as many as a group has heads, at least, if they are packed."""
+    return max(rows, power(site.dim("H") // site.dim("G"))) if packed else rows
+
+
+def _width(site: Site) -> int:
+    return max(_MIN_TILE, power(site.dim("D")))

@@ -50,7 +50,7 @@ def compiled(where: Site, profile_name: str, rows: int) -> tuple[Compiled, int]:
     return entry, large_launch.on_chip_bytes(where, profile, launch)
 
 
-@pytest.mark.parametrize(("op", "dtype"), every(SIZES, (torch.bfloat16, torch.float32)), ids=str)
+@pytest.mark.parametrize(("op", "dtype"), [*every(SIZES, (torch.bfloat16, torch.float32))], ids=str)
 @pytest.mark.parametrize("profile_name", MATRIX)
 def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructions(
     profile_name: str, op: str, dtype: torch.dtype
@@ -68,7 +68,7 @@ def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructio
             assert all("f32 f32" in name for name in found.matrix), "float32 asked for float32"
 
 
-@pytest.mark.parametrize(("op", "profile_name"), every(SIZES, MATRIX))
+@pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
 def test_launches_worth_timing_fit_and_differ(op: str, profile_name: str) -> None:
     profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
     launches = list(large_launch.configurations(where, profile, MANY))
