@@ -25,6 +25,9 @@ import torch
 
 from .language import jit, tl
 
+_LAST_KEYS = 32
+"""Of a page that is not full, read by pointers, in tiles so small that they take none of the loop's registers."""
+
 
 @jit()
 def _request_of(tile, starts_ptr, num_requests, TOKENS: tl.constexpr):
@@ -70,7 +73,6 @@ def _attended(
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CAPPED: tl.constexpr, UPCAST: tl.constexpr, ONE_PAGE: tl.constexpr, DESCRIBED: tl.constexpr,
     PAGE_ROWS: tl.constexpr, HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    LAST: tl.constexpr,
 ):  # fmt: skip
     """Takes keys [first, end) into unnormalised sums, the largest score (base 2) and the sum of weights. Tiles in
     [clear, clear_end) are seen by all queries."""
@@ -103,8 +105,6 @@ def _attended(
             v, table_ptr, start, earliest, length, kv_head, page_stride, slot_stride, head_stride, D, BLOCK_N, BLOCK_D,
             PAGE_SIZE, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS,
         )  # fmt: skip
-        if LAST:  # what lies beyond the last key may be no number, and 0 times that is none either
-            v_ND = tl.where((start + tl.arange(0, BLOCK_N) < length)[:, None], v_ND, 0.0)
         p_MN = p_MN.to(v_ND.dtype)
         if UPCAST:
             p_MN, v_ND = p_MN.to(tl.float32), v_ND.to(tl.float32)
@@ -131,13 +131,13 @@ def _rows(
 
 @jit(do_not_specialize=["num_requests", "table_stride"])
 def _paged_prefill_kernel(
-    q_ptr, k, v, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
+    q_ptr, k_ptr, v_ptr, k, v, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
     num_requests, table_stride, q_stride, q_head_stride, page_stride, slot_stride, head_stride, y_stride,
     scale_log2, softcap_log2,
     GROUP: tl.constexpr, PACKED: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     UPCAST: tl.constexpr, ONE_PAGE: tl.constexpr, DESCRIBED: tl.constexpr, PAGE_ROWS: tl.constexpr,
-    HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+    HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, STAGES: tl.constexpr, LAST_N: tl.constexpr,
 ):  # fmt: skip
     TOKENS: tl.constexpr = BLOCK_M // PACKED
     stack, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
@@ -177,14 +177,14 @@ def _paged_prefill_kernel(
     sums_MD, largest_M, weight_M = _attended(
         sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, first, whole, earliest, clear, clear_end,
         length, kv_head, page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D, BLOCK_N, BLOCK_D,
-        PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, STAGES, False,
+        PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, STAGES,
     )  # fmt: skip
-    if DESCRIBED:
+    if DESCRIBED:  # what a page holds beyond the last key may be no number, and 0 times that is none either
         sums_MD, largest_M, weight_M = _attended(
-            sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, tl.maximum(whole, first), end, earliest,
-            clear, clear_end, length, kv_head, page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D,
-            BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS,
-            HEAD_COLUMNS, 1, True,
+            sums_MD, largest_M, weight_M, q_MD, position_M, k_ptr, v_ptr, table_ptr, tl.maximum(whole, first), end,
+            earliest, clear, clear_end, length, kv_head, page_stride, slot_stride, head_stride, scale_log2,
+            softcap_log2, D, LAST_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, False, PAGE_ROWS, HEAD_ROWS,
+            HEAD_COLUMNS, 1,
         )  # fmt: skip
     if WINDOW:
         weight_M = tl.where(weight_M > 0.0, weight_M, 1.0)  # rows beyond the last query may have seen no key
@@ -218,10 +218,10 @@ def prefill(
     page_rows, head_rows, head_columns = geometry[2:] if geometry else (0, 0, 0)
     stacks, num_tiles = groups if packed else groups * group, q.shape[0] // (rows // together) + num_requests
     _paged_prefill_kernel[(stacks, num_tiles)](
-        q, *planes, *others, num_requests, *strides, *scales, **sizes, PACKED=together,
+        q, k, v, *planes, *others, num_requests, *strides, *scales, **sizes, PACKED=together,
         SLICES=slices if stacks % slices == 0 else 1, BLOCK_M=rows, BLOCK_N=keys, ONE_PAGE=one_page,
         DESCRIBED=geometry is not None, PAGE_ROWS=page_rows, HEAD_ROWS=head_rows, HEAD_COLUMNS=head_columns,
-        STAGES=stages, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **target,
+        STAGES=stages, LAST_N=min(_LAST_KEYS, keys), num_warps=warps, num_stages=stages, enable_fp_fusion=True, **target,
     )  # fmt: skip
 
 
