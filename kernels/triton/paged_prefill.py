@@ -221,7 +221,8 @@ def prefill(
         q, k, v, *planes, *others, num_requests, *strides, *scales, **sizes, PACKED=together,
         SLICES=slices if stacks % slices == 0 else 1, BLOCK_M=rows, BLOCK_N=keys, ONE_PAGE=one_page,
         DESCRIBED=geometry is not None, PAGE_ROWS=page_rows, HEAD_ROWS=head_rows, HEAD_COLUMNS=head_columns,
-        STAGES=stages, LAST_N=min(_LAST_KEYS, keys), num_warps=warps, num_stages=stages, enable_fp_fusion=True, **target,
+        STAGES=stages, LAST_N=min(_LAST_KEYS, keys), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        **target,
     )  # fmt: skip
 
 

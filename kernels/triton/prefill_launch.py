@@ -23,11 +23,11 @@ _Tile = tuple[int, int, int, int]
 """Rows, keys, threads, stages."""
 
 _TILES: tuple[_Tile, ...] = (
-    (128, 128, 256, 2), (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2),
+    (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2),
     (32, 32, 128, 2), (16, 16, 128, 1),
 )  # fmt: skip
-_FULL_TILES: tuple[_Tile, ...] = ((32, 32, 256, 2), (32, 32, 256, 1), (16, 16, 128, 1))
-"""For float32, which multiplies outside the matrix units of NVIDIA, from registers."""
+_FULL_TILES: tuple[_Tile, ...] = ((16, 32, 128, 2), (32, 32, 256, 2), (16, 16, 128, 1))
+"""For float32, which multiplies outside the matrix units of NVIDIA, from registers: by descriptors it would spill."""
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
@@ -50,19 +50,19 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     """Why a launch does not fit the device's memory per block, if it does not."""
-    needed = on_chip_bytes(site, profile, launch)
+    needed = on_chip_bytes(site, launch)
     limit = int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
     if needed <= limit:
         return None
     return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
 
 
-def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
+def on_chip_bytes(site: Site, launch: Launch) -> int:
     """The queries, the stages of keys and values, and the weights between the two products."""
     row_bytes = _width(site) * site.dtypes["x"].itemsize
     rows = _rows(site, launch["rows"], launch["packed"])
     staged = 2 * max(1, launch["stages"]) * launch["keys"] * row_bytes
-    return rows * row_bytes + staged + rows * launch["keys"] * site.dtypes["x"].itemsize
+    return int(rows * row_bytes + staged + rows * launch["keys"] * site.dtypes["x"].itemsize)
 
 
 def _made(site: Site, profile: Profile, bucket: int, tile: _Tile) -> Launch:
@@ -73,7 +73,7 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile) -> Launch:
         "warps": warps(threads, profile),
         "stages": stages,
         "packed": bucket <= _MAX_PACKED_ROWS,
-        "described": "tma" in profile.capabilities,
+        "described": "tma" in profile.capabilities and site.dtypes["x"].itemsize == 2,
         "slices": profile.on_chip.l2_slices or 1,
         **amd_options(profile, waves_per_unit=0),
     }

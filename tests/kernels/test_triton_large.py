@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from ambidex.hwprofiles.reader import load
+from ambidex.ops.contract import Launch
 from ambidex.ops.layouts import dense
 from ambidex.ops.types import Site
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from ambidex.kernels.triton import large_launch
+from ambidex.kernels.triton import large_launch, prefill_launch
 from ambidex.kernels.triton.ahead import Compiled, Target, collecting
 from ambidex.kernels.triton.large_product import large_product
 from ambidex.kernels.triton.paged_prefill import prefill
@@ -97,49 +98,56 @@ def test_a_weight_of_another_dtype_and_a_norm_too_wide_are_refused() -> None:
     assert reason.code == "shape"
 
 
-ATTENTION = {  # page size, tile of keys, tensor descriptors
-    "nvidia-h200-sxm": ((128, 128, True), (16, 64, False)),
-    "nvidia-b200": ((128, 128, True), (16, 64, False)),
-    "amd-mi300x": ((64, 64, False), (16, 64, False)),
-    "amd-mi355x": ((64, 64, False), (16, 64, False)),
-}
+def heads(window: int, softcap: float, dtype: torch.dtype) -> Site:
+    dims = {"H": 32, "G": 8, "D": 128, "window": window, "scale": 0.1, "softcap": softcap, "ancestors": False}
+    return Site("paged_attention", "kv", dims, {"x": dtype})
 
 
-def attention(profile_name: str, page_size: int, keys: int, described: bool, window: int, softcap: float) -> Compiled:
-    profile = load(profile_name)
-    q, y, plane = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in (
-        (2048, 32, 128), (2048, 32, 128), (512, 8, page_size, 128)
-    ))  # fmt: skip
+def attention(where: Site, profile_name: str, page_size: int, launch: Launch) -> Compiled:
+    profile, dtype = load(profile_name), where.dtypes["x"]
+    window, softcap = where.dim("window"), bool(where.dims["softcap"])
+    q, y, plane = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((2048, 32, 128), (2048, 32, 128), (512, 8, page_size, 128))
+    )
     starts, lengths, tables = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((9,), (8,), (8, 64)))
     pages = plane.permute(0, 2, 1, 3)
     sizes = {
-        "GROUP": 4, "D": 128, "BLOCK_D": 128, "PAGE_SIZE": page_size, "WINDOW": window, "CAPPED": softcap > 0,
+        "GROUP": 4, "D": 128, "BLOCK_D": 128, "PAGE_SIZE": page_size, "WINDOW": window, "CAPPED": softcap,
         "UPCAST": False,
     }  # fmt: skip
     strides = (tables.stride(0), *q.stride()[:2], *pages.stride()[:3], y.stride(0))
+    tensors = (q, pages, pages, starts, lengths, tables, y)
     with collecting(Target.of(profile)) as found:
-        prefill(
-            (q, pages, pages, starts, lengths, tables, y), 8, 8, strides, (0.1, softcap), sizes, rows=128, keys=keys,
-            warps=512 // profile.lane_width if profile.lane_width == 64 else 8, stages=2, packed=False,
-            described=described, slices=profile.on_chip.l2_slices or 1,
-            **large_launch.amd_options(profile, waves_per_unit=0),
-        )  # fmt: skip
+        prefill(tensors, 8, 8, strides, (0.1, 30.0 if softcap else 0.0), sizes, **launch)
     (entry,) = found.values()
     return entry
 
 
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (100, 30.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("profile_name", MATRIX)
 def test_prefill_fits_without_spills_and_multiplies_in_matrix_instructions(
-    profile_name: str, window: int, softcap: float
+    profile_name: str, dtype: torch.dtype, window: int, softcap: float
 ) -> None:
-    limit = load(profile_name).on_chip.shared_memory_per_block_kib
+    profile, where = load(profile_name), heads(window, softcap, dtype)
+    limit = profile.on_chip.shared_memory_per_block_kib
     assert limit is not None
-    for page_size, keys, described in ATTENTION[profile_name]:
-        found = attention(profile_name, page_size, keys, described, window, softcap).machine_code
+    launch = prefill_launch.launch(where, profile, MANY)
+    assert launch == prefill_launch.invariant_launch(where, profile, 1)
+    for page_size in (128, 16):
+        found = attention(where, profile_name, page_size, launch).machine_code
         assert (found.spilled, found.scratch_bytes) == (0, 0)
-        assert found.matrix == (MATRIX[profile_name],)
-        assert found.shared_bytes <= limit * 1024
+        if dtype == torch.bfloat16:
+            assert found.matrix == (MATRIX[profile_name],)
+        assert found.shared_bytes <= prefill_launch.on_chip_bytes(where, launch) <= limit * 1024
+
+
+@pytest.mark.parametrize("profile_name", MATRIX)
+def test_few_tokens_pack_the_heads_of_a_group(profile_name: str) -> None:
+    profile, where = load(profile_name), heads(0, 0.0, torch.bfloat16)
+    packed = {rows: prefill_launch.launch(where, profile, rows)["packed"] for rows in (8, 64, 512, MANY)}
+    assert packed == {8: True, 64: True, 512: False, MANY: False}
 
 
 def test_both_mean_what_the_references_say_when_interpreted() -> None:
