@@ -57,7 +57,7 @@ def filled(layout: PageLayout, group: StateGroup, page_size: int) -> tuple[Pages
         table[request, : end - start] = order[start:end]
         used = LENGTHS[request] - (end - start - 1) * page_size
         for plane in planes.values():
-            layout.canonical(plane)[order[end - 1].item(), used:] = math.nan
+            layout.canonical(plane)[int(order[end - 1]), used:] = math.nan
         gone = max(0, LENGTHS[request] - QUERIES[request] + 1 - group.window) // page_size if group.window else 0
         table[request, :gone] = 1 << 30
     return Pages(group, planes, layout, page_size), table
