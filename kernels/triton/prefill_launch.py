@@ -1,6 +1,6 @@
 """How the prefill over pages is launched: tiles from a profile's numbers.
 
-On an H200, tiles of 128 rows run fastest as two programs of four warps a unit: while one takes exponentials, the other
+On an H200 two programs of four warps a unit are faster than one of eight: while one takes exponentials, the other
 multiplies. Where pages hold whole tiles of keys (64 or 128 slots), a tile's page is looked up once.
 """
 
@@ -26,6 +26,7 @@ _TILES: tuple[_Tile, ...] = (
     (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2),
     (32, 32, 128, 2), (16, 16, 128, 1),
 )  # fmt: skip
+_HOPPER_TILES: tuple[_Tile, ...] = ((64, 64, 128, 3), (128, 128, 256, 2))
 _FULL_TILES: tuple[_Tile, ...] = ((16, 32, 128, 2), (32, 32, 256, 2), (16, 16, 128, 1))
 """For float32, which multiplies outside the matrix units of NVIDIA, from registers: by descriptors it would spill."""
 
@@ -42,10 +43,17 @@ def invariant_launch(site: Site, profile: Profile, bucket: int) -> Launch:
 
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """What is worth timing for up to `bucket` rows, the default first."""
-    for tile in _TILES if site.dtypes["x"].itemsize == 2 else _FULL_TILES:
+    for tile in _tiles(site, profile):
         made = _made(site, profile, bucket, tile)
         if fits(site, profile, made) is None:
             yield made
+
+
+def _tiles(site: Site, profile: Profile) -> tuple[_Tile, ...]:
+    if site.dtypes["x"].itemsize > 2:
+        return _FULL_TILES
+    first = _HOPPER_TILES if "wgmma" in profile.capabilities else ()
+    return (*first, *(tile for tile in _TILES if tile not in first))
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
