@@ -108,6 +108,7 @@ def test_windows_soft_caps_and_odd_heads_compile(profile_name: str, tmp_path: Pa
 def test_qkv_rope_store_compiles_without_spills(profile_name: str, tmp_path: Path) -> None:
     constants = {
         "NUM_HEADS": 32, "GROUPS": 8, "D": 128, "R": 64, "BLOCK_H": 8, "BLOCK_D": 128, "PAGE_SIZE": 16, "NORMED": True,
+        "PDL": False,
     }  # fmt: skip
     warps = 128 // load(profile_name).lane_width
     made = compiled(qkv_rope_store._qkv_rope_store_kernel, profile_name, constants, num_warps=warps)
