@@ -9,6 +9,7 @@ K at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product as every
 
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
@@ -20,7 +21,7 @@ from .rms_norm import MAX_WIDTH
 MIN_ROWS = 65
 """Below, `product.py` reads the weight in less time."""
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
-_MAX_STAGES = 4
+_MIN_STAGES, _MAX_STAGES = 2, 4
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
@@ -49,7 +50,7 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     """Why a launch does not fit the device's memory per block, if it does not."""
-    needed, limit = _on_chip_bytes(site, profile, launch), _limit(profile)
+    needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
     if needed <= limit:
         return None
     return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
@@ -65,16 +66,14 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
 
 
 def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """Every tile with every depth and order that fits, the default first."""
-    seen = list[Launch]()
-    for tile in (*_tiles(site, profile, bucket), _SMALLEST):
-        for stages in range(_MAX_STAGES, 1, -1):
-            for group_t in (8, 16) if seen else (8,):
-                for flat in (True, False) if _described(site, profile) else (False,):
-                    made = _made(site, profile, tile, stages, group_t, flat)
-                    if fits(site, profile, made) is None and (tile is not _SMALLEST or not seen):
-                        seen.append(made)
-                        yield made
+    """Of every tile that fits, the two deepest in two orders; the default first. The smallest tile fits everywhere."""
+    tiles = _tiles(site, profile, bucket)
+    fitting = [tile for tile in tiles if fits(site, profile, _made(site, profile, tile, _MIN_STAGES, 8)) is None]
+    for tile in fitting or [_SMALLEST]:
+        made = [_made(site, profile, tile, stages, 8) for stages in range(_MAX_STAGES, _MIN_STAGES - 1, -1)]
+        deepest = [launch for launch in made if fits(site, profile, launch) is None][:2]
+        for launch, group_t in every(deepest, (8, 4)):
+            yield {**launch, "group_t": group_t}
 
 
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
@@ -87,8 +86,11 @@ def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
     return (_WIDE, _TALL, _SQUARE, _PAIRED) if most_tiles >= units else (_SQUARE, _PAIRED, _WIDE)
 
 
-def _made(site: Site, profile: Profile, tile: _Tile, stages: int, group_t: int, flat: bool) -> Launch:
+def _made(site: Site, profile: Profile, tile: _Tile, stages: int, group_t: int) -> Launch:
     rows, outputs, width, threads, parts, per_unit = tile
+    described = _described(site, profile)
+    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster.
+    flat = described and (_planes(site) == 1 or site.dtypes["x"].itemsize > 2)
     units = profile.compute.units or _DEFAULT_UNITS
     return {
         "block_t": rows,
@@ -98,7 +100,7 @@ def _made(site: Site, profile: Profile, tile: _Tile, stages: int, group_t: int, 
         "programs": units * per_unit,
         "slices": profile.on_chip.l2_slices or 1,
         "parts": parts,
-        "described": _described(site, profile),
+        "described": described,
         "flat": flat,
         "pdl": overlaps(profile),
         "num_warps": warps(threads, profile),
@@ -123,7 +125,7 @@ def _described(site: Site, profile: Profile) -> bool:
     return "tma" in profile.capabilities and aligned
 
 
-def _on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
+def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     """Stages of x and W, and what the epilogue holds: y's part and the residual's."""
     itemsize, planes = site.dtypes["x"].itemsize, _planes(site)
     stage = (launch["block_t"] + planes * launch["block_n"]) * launch["block_k"] * itemsize
@@ -135,7 +137,7 @@ def _on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     if not launch["described"]:
         return int(staged + _BARRIER_BYTES)
     part = launch["block_t"] * launch["block_n"] // launch["parts"]
-    stored = part * max(itemsize, site.dtypes["y"].itemsize) * min(2, launch["parts"])
+    stored = part * max(itemsize, site.dtypes["y"].itemsize)
     return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + _BARRIER_BYTES)
 
 

@@ -27,15 +27,18 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.state import Attending, Pages
 from ...ops.types import Determinism, Reason, Site
+from . import prefill_launch
 from .language import INTERPRETED, jit, tl
 from .overlap import overlaps
 from .paged_decode import decode
+from .paged_prefill import prefill
 
 _MIN_TILE = 16  # the least that tl.dot takes on any axis
 _MIN_SPLIT = 256  # keys: shorter splits cost more in combining than they gain in programs
 _MIN_SPLITS, _MAX_SPLITS = 8, 64  # bounds of what the profile's units ask for
 _DECODE_TILE_BYTES = 8192  # of keys: three stages of keys and values leave room for four programs a unit
-_DECODE_STAGES, _PREFILL_STAGES = 5, 3
+_DECODE_STAGES = 5
+_PREFILL = "prefill_"  # begins the names of prefill's own launch parameters
 _PROGRAMS_PER_UNIT = 8  # of the decode grid: enough to even out requests of different lengths
 _DEFAULT_UNITS = 64
 _DEFAULT_ON_CHIP_KIB = 48  # where a profile does not say: what every GPU has
@@ -153,54 +156,6 @@ def _paged_attention_combine_kernel(
     tl.store(y_ptr + row * y_stride + head * D + column, y_D.to(y_ptr.dtype.element_ty), mask=column < D)
 
 
-@jit(do_not_specialize=["num_requests", "table_stride"])
-def _paged_attention_prefill_kernel(
-    q_ptr, k_ptr, v_ptr, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
-    num_requests, table_stride, q_stride, q_head_stride, page_stride, slot_stride, head_stride, y_stride,
-    scale_log2, softcap_log2,
-    GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Request b's tiles begin at program starts[b] // TOKENS + b: what a search finds without a list of tiles."""
-    TOKENS: tl.constexpr = BLOCK_M // GROUP_ROWS
-    tile, kv_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    low, high = tile * 0, num_requests
-    while low < high:
-        middle = (low + high) // 2
-        if tl.load(starts_ptr + middle) // TOKENS + middle <= tile:
-            low = middle + 1
-        else:
-            high = middle
-    request = (low - 1).to(tl.int64)
-    begin = tl.load(starts_ptr + request)
-    num_queries = tl.load(starts_ptr + request + 1) - begin
-    token = (tile - begin // TOKENS - low + 1) * TOKENS
-    if (token >= num_queries) | (num_queries == 1):
-        return
-    length = tl.load(lengths_ptr + request)
-    shift = length - num_queries
-    first = tl.maximum(shift + token - WINDOW + 1, 0) if WINDOW else 0
-    end = tl.minimum(shift + token + TOKENS, length)
-
-    line, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    query, member = token + line // GROUP_ROWS, line % GROUP_ROWS
-    head = kv_head * GROUP + member
-    row = (begin + query).to(tl.int64)
-    held = ((query < num_queries) & (member < GROUP))[:, None] & (column < D)[None, :]
-    q_rows = q_ptr + row[:, None] * q_stride + head[:, None] * q_head_stride
-    q_MD = tl.load(q_rows + column[None, :], mask=held, other=0.0)
-    if UPCAST:
-        q_MD = q_MD.to(tl.float32)
-    sums_MD, _, weight_M = _attended(
-        q_MD, shift + query, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
-        tables_ptr + request * table_stride, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
-        D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST,
-    )  # fmt: skip
-    weight_M = tl.where(query < num_queries, weight_M, 1.0)  # beyond, a window may leave a row no key
-    y_MD = (sums_MD / weight_M[:, None]).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + row[:, None] * y_stride + head[:, None] * D + column[None, :], y_MD, mask=held)
-
-
 @dataclass(frozen=True)
 class _Call:
     """What the launches of one call share. strides: of q's rows and heads, of pages, slots and heads, of y's rows."""
@@ -219,8 +174,7 @@ class _Call:
 
 def paged_attention_triton(
     q: torch.Tensor, pages: Pages, attending: Attending, *, scale: float, softcap: float = 0.0, keys: int, warps: int,
-    stages: int, programs: int, pdl: bool, prefill_rows: int, prefill_keys: int, prefill_warps: int,
-    prefill_stages: int,
+    stages: int, programs: int, pdl: bool, **of_prefill: int,
 ) -> torch.Tensor:  # fmt: skip
     """Equal shares of a decode step's keys for all programs."""
     assert attending.ancestors is None, "a site without trees was bound"
@@ -233,14 +187,13 @@ def paged_attention_triton(
         keys=keys, warps=warps, stages=stages, programs=programs, pdl=pdl,
     )  # fmt: skip
     if attending.num_queries > 1:
-        _prefill(call, prefill_rows, prefill_keys, prefill_warps, prefill_stages)
+        _prefill(call, of_prefill)
     return y
 
 
 def paged_attention_triton_invariant(
     q: torch.Tensor, pages: Pages, attending: Attending, *, scale: float, softcap: float = 0.0, decode_keys: int,
-    decode_warps: int, decode_stages: int, decode_programs: int, max_splits: int, prefill_rows: int, prefill_keys: int,
-    prefill_warps: int, prefill_stages: int,
+    decode_warps: int, decode_stages: int, decode_programs: int, max_splits: int, **of_prefill: int,
 ) -> torch.Tensor:  # fmt: skip
     """A request's keys in splits that follow from its own length."""
     assert attending.ancestors is None, "a site without trees was bound"
@@ -249,7 +202,7 @@ def paged_attention_triton_invariant(
     if call.num_requests:
         _decode(call, decode_keys, decode_warps, decode_stages, decode_programs, max_splits)
     if call.num_requests and attending.num_queries > 1:
-        _prefill(call, prefill_rows, prefill_keys, prefill_warps, prefill_stages)
+        _prefill(call, of_prefill)
     return y
 
 
@@ -293,14 +246,19 @@ def _decode(call: _Call, keys: int, warps: int, stages: int, programs: int, max_
     )
 
 
-def _prefill(call: _Call, rows: int, keys: int, warps: int, stages: int) -> None:
-    group_rows = _power(call.group)
-    rows = max(rows, group_rows)
-    num_tiles = call.tensors[0].shape[0] // (rows // group_rows) + call.num_requests
-    _paged_attention_prefill_kernel[(num_tiles, call.groups)](
-        *call.tensors, call.num_requests, *call.strides, *call.scales, **call.sizes, GROUP_ROWS=group_rows,
-        BLOCK_M=rows, BLOCK_N=keys, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+def _prefill(call: _Call, launch: Launch) -> None:
+    prefill(
+        call.tensors, call.num_requests, call.groups, call.strides, call.scales, call.sizes, **_of_prefill(launch)
     )  # fmt: skip
+
+
+def _of_prefill(launch: Launch) -> dict[str, Any]:
+    """The parameters of prefill's own launch among those of a call."""
+    return {name.removeprefix(_PREFILL): value for name, value in launch.items() if name.startswith(_PREFILL)}
+
+
+def _named(launch: Launch) -> Launch:
+    return {_PREFILL + name: value for name, value in launch.items()}
 
 
 def _power(size: int) -> int:
@@ -313,8 +271,7 @@ def _padded(size: int) -> int:
 
 def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """Of the kernel whose programs share evenly."""
-    invariant, units = _launch(site, profile, bucket), profile.compute.units or _DEFAULT_UNITS
-    prefill = {name: value for name, value in invariant.items() if name.startswith("prefill_")}
+    units = profile.compute.units or _DEFAULT_UNITS
     keys, itemsize = 64, site.dtypes["x"].itemsize
     row_bytes, rows = _padded(site.dim("D")) * itemsize, _padded(site.dim("H") // site.dim("G"))
     while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
@@ -325,7 +282,7 @@ def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
         "stages": _stages(_DECODE_STAGES, rows, keys, row_bytes, _on_chip_limit(profile) // 2),
         "programs": 2 * units,
         "pdl": overlaps(profile),
-        **prefill,
+        **_named(prefill_launch.launch(site, profile, bucket)),
     }
 
 
@@ -338,7 +295,6 @@ def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
     decode_keys = min(64, max(_MIN_TILE, _DECODE_TILE_BYTES // row_bytes))
     while decode_keys > _MIN_TILE and _tile_bytes(decode_rows, decode_keys, row_bytes, 3) > decode_limit:
         decode_keys //= 2
-    rows, prefill_keys = _prefill_tile(itemsize, row_bytes, limit)
     splits = max(1, 2 * units // site.dim("G"))
     return {
         "decode_keys": decode_keys,
@@ -346,28 +302,12 @@ def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
         "decode_stages": _stages(_DECODE_STAGES, decode_rows, decode_keys, row_bytes, decode_limit),
         "decode_programs": _PROGRAMS_PER_UNIT * units,
         "max_splits": min(_MAX_SPLITS, max(_MIN_SPLITS, _power(splits + 1) // 2)),
-        "prefill_rows": rows,
-        "prefill_keys": prefill_keys,
-        "prefill_warps": max(1, (256 if rows >= 128 else 128) // profile.lane_width),
-        "prefill_stages": _stages(_PREFILL_STAGES, rows, prefill_keys, row_bytes, limit),
+        **_named(prefill_launch.invariant_launch(site, profile, bucket)),
     }
 
 
 def _on_chip_limit(profile: Profile) -> int:
     return int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
-
-
-def _prefill_tile(itemsize: int, row_bytes: int, limit: int) -> tuple[int, int]:
-    """Rows and keys: shrunk until two stages fit. float32 multiplies outside the matrix units, from registers."""
-    rows, keys = (128, 64) if itemsize == 2 else (32, 32)
-    if row_bytes > 128 * itemsize:
-        rows, keys = (128, 32) if itemsize == 2 else (16, 16)  # more would spill registers
-    for least_rows, least_keys in ((rows, 32), (32, 32), (32, _MIN_TILE), (_MIN_TILE, _MIN_TILE)):
-        while keys > least_keys and _tile_bytes(rows, keys, row_bytes, 2) > limit:
-            keys //= 2
-        while rows > least_rows and _tile_bytes(rows, keys, row_bytes, 2) > limit:
-            rows //= 2
-    return rows, keys
 
 
 def _stages(most: int, rows: int, keys: int, row_bytes: int, limit: int) -> int:
@@ -385,8 +325,7 @@ def on_chip_bytes(site: Site, launch: Launch) -> int:
     """What the larger of the two tiles takes."""
     row_bytes, group = _padded(site.dim("D")) * site.dtypes["x"].itemsize, site.dim("H") // site.dim("G")
     decode = _tile_bytes(_padded(group), launch["decode_keys"], row_bytes, launch["decode_stages"])
-    prefill_rows = max(launch["prefill_rows"], _power(group))
-    return max(decode, _tile_bytes(prefill_rows, launch["prefill_keys"], row_bytes, launch["prefill_stages"]))
+    return max(decode, prefill_launch.on_chip_bytes(site, _of_prefill(launch)))
 
 
 def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:

@@ -25,6 +25,9 @@ import torch
 
 from .language import jit, tl
 
+_LAST_KEYS = 32
+"""Of a page that is not full, read by pointers, in tiles so small that they take none of the loop's registers."""
+
 
 @jit()
 def _request_of(tile, starts_ptr, num_requests, TOKENS: tl.constexpr):
@@ -41,56 +44,49 @@ def _request_of(tile, starts_ptr, num_requests, TOKENS: tl.constexpr):
 
 @jit()
 def _keys(
-    source, table_ptr, start, length, kv_head, page_stride, slot_stride, head_stride,
+    source, table_ptr, start, earliest, length, kv_head, page_stride, slot_stride, head_stride,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, ONE_PAGE: tl.constexpr,
     DESCRIBED: tl.constexpr, PAGE_ROWS: tl.constexpr, HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr,
-    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """[N, D] of the keys or values from `start` on. MASKED: some may lie beyond the request's last; then zeros, except
-    for what a descriptor reads."""
+    """[N, D] of the keys or values from `start` on. Beyond the request's last, pointers give the last once more, and
+    before the earliest that any query sees, that one: its page may be gone. A descriptor gives what the page holds."""
     if DESCRIBED:
-        page = tl.load(table_ptr + start // PAGE_SIZE)
-        row = page * PAGE_ROWS + kv_head * HEAD_ROWS + start % PAGE_SIZE
+        row = tl.load(table_ptr + start // PAGE_SIZE) * PAGE_ROWS + kv_head * HEAD_ROWS + start % PAGE_SIZE
         keys_ND = source.load([row, kv_head * HEAD_COLUMNS])
     else:
-        lane, column = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-        inside = start + lane < length
+        key = tl.maximum(tl.minimum(start + tl.arange(0, BLOCK_N), length - 1), earliest)
+        column = tl.arange(0, BLOCK_D)
         if ONE_PAGE:
             page = tl.load(table_ptr + start // PAGE_SIZE).to(tl.int64)
-            offset_N = page * page_stride + (start % PAGE_SIZE + lane).to(tl.int64) * slot_stride
         else:
-            key = tl.minimum(start + lane, length - 1)
-            offset_N = tl.load(table_ptr + key // PAGE_SIZE).to(tl.int64) * page_stride + key % PAGE_SIZE * slot_stride
-        pointers = source + kv_head.to(tl.int64) * head_stride + offset_N[:, None] + column[None, :]
-        if MASKED:
-            keys_ND = tl.load(pointers, mask=inside[:, None] & (column < D)[None, :], other=0.0)
-        elif D == BLOCK_D:
-            keys_ND = tl.load(pointers)
-        else:
-            keys_ND = tl.load(pointers, mask=(column < D)[None, :], other=0.0)
+            page = tl.load(table_ptr + key // PAGE_SIZE).to(tl.int64)
+        offset_N = page * page_stride + kv_head.to(tl.int64) * head_stride + key % PAGE_SIZE * slot_stride
+        pointers = source + offset_N[:, None] + column[None, :]
+        keys_ND = tl.load(pointers) if D == BLOCK_D else tl.load(pointers, mask=(column < D)[None, :], other=0.0)
     return keys_ND
 
 
 @jit()
 def _attended(
-    sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, first, end, length, kv_head,
-    page_stride, slot_stride, head_stride, scale_log2, softcap_log2,
+    sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, first, end, earliest, clear, clear_end, length,
+    kv_head, page_stride, slot_stride, head_stride, scale_log2, softcap_log2,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CAPPED: tl.constexpr, UPCAST: tl.constexpr, ONE_PAGE: tl.constexpr, DESCRIBED: tl.constexpr,
-    PAGE_ROWS: tl.constexpr, HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, MASKED: tl.constexpr,
+    PAGE_ROWS: tl.constexpr, HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Takes keys [first, end) into unnormalised sums, the largest score (base 2) and the sum of weights."""
-    for start in range(first, end, BLOCK_N):
+    """Takes keys [first, end) into unnormalised sums, the largest score (base 2) and the sum of weights. Tiles in
+    [clear, clear_end) are seen by all queries."""
+    for start in tl.range(first, end, BLOCK_N, num_stages=STAGES):
         k_ND = _keys(
-            k, table_ptr, start, length, kv_head, page_stride, slot_stride, head_stride, D, BLOCK_N, BLOCK_D,
-            PAGE_SIZE, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, MASKED,
+            k, table_ptr, start, earliest, length, kv_head, page_stride, slot_stride, head_stride, D, BLOCK_N, BLOCK_D,
+            PAGE_SIZE, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS,
         )  # fmt: skip
         if UPCAST:
             k_ND = k_ND.to(tl.float32)
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee")
         if CAPPED:  # scale_log2 has no log2(e) here, and 1 - 2 / (exp(2x) + 1) is tanh(x)
             score_MN = softcap_log2 * (1.0 - 2.0 / (tl.exp(2.0 * scale_log2 * score_MN) + 1.0))
-        if MASKED:
+        if (start < clear) | (start >= clear_end):
             key = start + tl.arange(0, BLOCK_N)
             seen = key[None, :] <= position_M[:, None]
             if WINDOW:
@@ -106,11 +102,9 @@ def _attended(
         shrink_M = tl.exp2(largest_M - level_M)
         weight_M = weight_M * shrink_M + tl.sum(p_MN, axis=1)
         v_ND = _keys(
-            v, table_ptr, start, length, kv_head, page_stride, slot_stride, head_stride, D, BLOCK_N, BLOCK_D,
-            PAGE_SIZE, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, MASKED,
+            v, table_ptr, start, earliest, length, kv_head, page_stride, slot_stride, head_stride, D, BLOCK_N, BLOCK_D,
+            PAGE_SIZE, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS,
         )  # fmt: skip
-        if MASKED and DESCRIBED:  # what lies beyond the last key may be no number, and 0 times that is none either
-            v_ND = tl.where((start + tl.arange(0, BLOCK_N) < length)[:, None], v_ND, 0.0)
         p_MN = p_MN.to(v_ND.dtype)
         if UPCAST:
             p_MN, v_ND = p_MN.to(tl.float32), v_ND.to(tl.float32)
@@ -119,15 +113,31 @@ def _attended(
     return sums_MD, largest_M, weight_M
 
 
+@jit()
+def _rows(
+    token, num_queries, stack, GROUP: tl.constexpr, PACKED: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of a tile's rows: the query in its request, the head, and which values of the tile there are."""
+    line = tl.arange(0, BLOCK_M)
+    query_M, member_M = token + line // PACKED, line % PACKED
+    inside_M = query_M < num_queries
+    if PACKED == 1:
+        head_M = stack + member_M
+    else:
+        head_M, inside_M = stack * GROUP + member_M, inside_M & (member_M < GROUP)
+    return query_M, head_M, inside_M[:, None] & (tl.arange(0, BLOCK_D) < D)[None, :]
+
+
 @jit(do_not_specialize=["num_requests", "table_stride"])
 def _paged_prefill_kernel(
-    q_ptr, k, v, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
+    q_ptr, k_ptr, v_ptr, k, v, starts_ptr, lengths_ptr, tables_ptr, y_ptr,
     num_requests, table_stride, q_stride, q_head_stride, page_stride, slot_stride, head_stride, y_stride,
     scale_log2, softcap_log2,
     GROUP: tl.constexpr, PACKED: tl.constexpr, SLICES: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr,
     UPCAST: tl.constexpr, ONE_PAGE: tl.constexpr, DESCRIBED: tl.constexpr, PAGE_ROWS: tl.constexpr,
-    HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr,
+    HEAD_ROWS: tl.constexpr, HEAD_COLUMNS: tl.constexpr, STAGES: tl.constexpr, LAST_N: tl.constexpr,
 ):  # fmt: skip
     TOKENS: tl.constexpr = BLOCK_M // PACKED
     stack, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
@@ -142,52 +152,49 @@ def _paged_prefill_kernel(
     length = tl.load(lengths_ptr + request)
     shift = length - num_queries
 
-    line, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    query, member = token + line // PACKED, line % PACKED
-    if PACKED == 1:
-        kv_head, head = stack // GROUP, stack + member
-        held = (query < num_queries)[:, None] & (column < D)[None, :]
-    else:
-        kv_head, head = stack, stack * GROUP + member
-        held = ((query < num_queries) & (member < GROUP))[:, None] & (column < D)[None, :]
-    row = (begin + query).to(tl.int64)
-    q_MD = tl.load(
-        q_ptr + row[:, None] * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0
-    )
+    place_M, head_M, held_MD = _rows(token, num_queries, stack, GROUP, PACKED, D, BLOCK_M, BLOCK_D)
+    column = tl.arange(0, BLOCK_D)
+    q_rows = q_ptr + (begin + place_M).to(tl.int64)[:, None] * q_stride + head_M[:, None] * q_head_stride
+    q_MD = tl.load(q_rows + column[None, :], mask=held_MD, other=0.0)
+    kv_head = stack // GROUP if PACKED == 1 else stack
+    position_M = shift + token + tl.arange(0, BLOCK_M) // PACKED
     if UPCAST:
         q_MD = q_MD.to(tl.float32)
 
-    position_M = shift + query
     end = tl.minimum(shift + token + TOKENS, length)
-    clear_end = (shift + token + 1) // BLOCK_N * BLOCK_N
+    earliest, first, clear, clear_end = 0, 0, 0, (shift + token + 1) // BLOCK_N * BLOCK_N
+    if WINDOW:
+        earliest = tl.maximum(shift + token - WINDOW + 1, 0)
+        first = earliest // BLOCK_N * BLOCK_N
+        clear = shift + token + TOKENS - WINDOW
+    whole = end
+    if DESCRIBED:
+        whole = tl.minimum(end, length // BLOCK_N * BLOCK_N)
     table_ptr = tables_ptr + request.to(tl.int64) * table_stride
     sums_MD = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     largest_M = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     weight_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    clear = 0
-    if WINDOW:
-        first = tl.maximum(shift + token - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-        clear = tl.maximum(tl.cdiv(shift + token + TOKENS - WINDOW, BLOCK_N) * BLOCK_N, first)
-        clear = tl.minimum(clear, clear_end)
+    sums_MD, largest_M, weight_M = _attended(
+        sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, first, whole, earliest, clear, clear_end,
+        length, kv_head, page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D, BLOCK_N, BLOCK_D,
+        PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, STAGES,
+    )  # fmt: skip
+    if DESCRIBED:  # what a page holds beyond the last key may be no number, and 0 times that is none either
         sums_MD, largest_M, weight_M = _attended(
-            sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, first, clear, length, kv_head,
-            page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW,
-            CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, True,
+            sums_MD, largest_M, weight_M, q_MD, position_M, k_ptr, v_ptr, table_ptr, tl.maximum(whole, first), end,
+            earliest, clear, clear_end, length, kv_head, page_stride, slot_stride, head_stride, scale_log2,
+            softcap_log2, D, LAST_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST, ONE_PAGE, False, PAGE_ROWS, HEAD_ROWS,
+            HEAD_COLUMNS, 1,
         )  # fmt: skip
-    sums_MD, largest_M, weight_M = _attended(
-        sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, clear, clear_end, length, kv_head,
-        page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW,
-        CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, False,
-    )  # fmt: skip
-    sums_MD, largest_M, weight_M = _attended(
-        sums_MD, largest_M, weight_M, q_MD, position_M, k, v, table_ptr, clear_end, end, length, kv_head,
-        page_stride, slot_stride, head_stride, scale_log2, softcap_log2, D, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW,
-        CAPPED, UPCAST, ONE_PAGE, DESCRIBED, PAGE_ROWS, HEAD_ROWS, HEAD_COLUMNS, True,
-    )  # fmt: skip
     if WINDOW:
         weight_M = tl.where(weight_M > 0.0, weight_M, 1.0)  # rows beyond the last query may have seen no key
     y_MD = (sums_MD / weight_M[:, None]).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + row[:, None] * y_stride + head[:, None] * D + column[None, :], y_MD, mask=held)
+    # Read anew: pointers that were kept from above would take the registers of the loops.
+    begin = tl.load(starts_ptr + request, volatile=True)
+    token = (tile - begin // TOKENS - request) * TOKENS
+    place_M, head_M, held_MD = _rows(token, num_queries, stack, GROUP, PACKED, D, BLOCK_M, BLOCK_D)
+    y_rows = y_ptr + (begin + place_M).to(tl.int64)[:, None] * y_stride + head_M[:, None] * D
+    tl.store(y_rows + column[None, :], y_MD, mask=held_MD)
 
 
 def prefill(
@@ -207,15 +214,15 @@ def prefill(
     together = 1 << (group - 1).bit_length() if packed else 1
     rows = max(rows, together)
     geometry = _geometry(k) if described and one_page and sizes["D"] == sizes["BLOCK_D"] else None
-    if geometry:
-        k, v = (_descriptor(plane, geometry, keys) for plane in (k, v))
+    planes = [_descriptor(plane, geometry, keys) for plane in (k, v)] if geometry else [k, v]
     page_rows, head_rows, head_columns = geometry[2:] if geometry else (0, 0, 0)
     stacks, num_tiles = groups if packed else groups * group, q.shape[0] // (rows // together) + num_requests
     _paged_prefill_kernel[(stacks, num_tiles)](
-        q, k, v, *others, num_requests, *strides, *scales, **sizes, PACKED=together,
+        q, k, v, *planes, *others, num_requests, *strides, *scales, **sizes, PACKED=together,
         SLICES=slices if stacks % slices == 0 else 1, BLOCK_M=rows, BLOCK_N=keys, ONE_PAGE=one_page,
         DESCRIBED=geometry is not None, PAGE_ROWS=page_rows, HEAD_ROWS=head_rows, HEAD_COLUMNS=head_columns,
-        num_warps=warps, num_stages=stages, enable_fp_fusion=True, **target,
+        STAGES=stages, LAST_N=min(_LAST_KEYS, keys), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        **target,
     )  # fmt: skip
 
 

@@ -21,12 +21,12 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from ambidex.kernels.triton import paged_attention, qkv_rope_store  # noqa: E402 - of no use without triton
 
 TARGETS = {
-    "nvidia-h200-sxm": ("cuda", 90, ("mma", "wgmma")),
-    "nvidia-b200": ("cuda", 100, ("mma", "tcgen05.mma")),
-    "amd-mi300x": ("hip", "gfx942", ("v_mfma", "v_mfma")),
-    "amd-mi355x": ("hip", "gfx950", ("v_mfma", "v_mfma")),
+    "nvidia-h200-sxm": ("cuda", 90, "mma"),
+    "nvidia-b200": ("cuda", 100, "mma"),
+    "amd-mi300x": ("hip", "gfx942", "v_mfma"),
+    "amd-mi355x": ("hip", "gfx950", "v_mfma"),
 }
-KERNEL = discovery.kernels()["paged_attention_triton"]
+KERNEL = discovery.kernels()["paged_attention_triton_invariant"]
 INTEGERS = {"starts_ptr": "*i32", "lengths_ptr": "*i32", "tables_ptr": "*i32", "slots_ptr": "*i64"}
 REALS = {"scale_log2": "fp32", "softcap_log2": "fp32", "eps": "fp32", "rotation_ptr": "*fp32"}
 SPLITS = {"split_sums_ptr": "*fp32", "split_facts_ptr": "*fp32"}
@@ -85,11 +85,6 @@ def test_attention_fits_without_spills_and_multiplies_in_matrix_instructions(pro
             num_warps=launch["decode_warps"], num_stages=launch["decode_stages"],
         ),
         compiled(
-            paged_attention._paged_attention_prefill_kernel, profile_name,
-            {**sizes, "GROUP_ROWS": 4, "BLOCK_M": launch["prefill_rows"], "BLOCK_N": launch["prefill_keys"]},
-            num_warps=launch["prefill_warps"], num_stages=launch["prefill_stages"],
-        ),
-        compiled(
             paged_attention._paged_attention_combine_kernel, profile_name,
             {name: sizes[name] for name in ("D", "BLOCK_D", "WINDOW")} | splitting, num_warps=launch["decode_warps"],
         ),
@@ -97,27 +92,23 @@ def test_attention_fits_without_spills_and_multiplies_in_matrix_instructions(pro
     limit = load(profile_name).on_chip.shared_memory_per_block_kib
     assert limit is not None
     assert max(each.metadata.shared for each in made) <= paged_attention.on_chip_bytes(where, launch) <= limit * 1024
-    assert [spilled_bytes(each, tmp_path) for each in made] == [0, 0, 0]
-    texts = [each.asm.get("ptx") or each.asm["amdgcn"] for each in made[:2]]
-    assert all(instruction in text for instruction, text in zip(TARGETS[profile_name][2], texts, strict=True))
+    assert [spilled_bytes(each, tmp_path) for each in made] == [0, 0]
+    assert TARGETS[profile_name][2] in (made[0].asm.get("ptx") or made[0].asm["amdgcn"])
 
 
 @pytest.mark.parametrize("profile_name", ["nvidia-h200-sxm", "amd-mi300x"])
 def test_windows_soft_caps_and_odd_heads_compile(profile_name: str, tmp_path: Path) -> None:
     sizes = {"GROUP": 3, "D": 10, "BLOCK_D": 16, "PAGE_SIZE": 8, "WINDOW": 20, "CAPPED": True, "UPCAST": False}
     decode = {**sizes, "BLOCK_M": 16, "BLOCK_N": 64, "MIN_SPLIT": 256, "MAX_SPLITS": 8}
-    prefill = {**sizes, "GROUP_ROWS": 4, "BLOCK_M": 128, "BLOCK_N": 64}
-    for function, constants in (
-        (paged_attention._paged_attention_decode_kernel, decode),
-        (paged_attention._paged_attention_prefill_kernel, prefill),
-    ):
-        assert spilled_bytes(compiled(function, profile_name, constants, num_warps=4, num_stages=3), tmp_path) == 0
+    made = compiled(paged_attention._paged_attention_decode_kernel, profile_name, decode, num_warps=4, num_stages=3)
+    assert spilled_bytes(made, tmp_path) == 0
 
 
 @pytest.mark.parametrize("profile_name", TARGETS)
 def test_qkv_rope_store_compiles_without_spills(profile_name: str, tmp_path: Path) -> None:
     constants = {
         "NUM_HEADS": 32, "GROUPS": 8, "D": 128, "R": 64, "BLOCK_H": 8, "BLOCK_D": 128, "PAGE_SIZE": 16, "NORMED": True,
+        "PDL": False,
     }  # fmt: skip
     warps = 128 // load(profile_name).lane_width
     made = compiled(qkv_rope_store._qkv_rope_store_kernel, profile_name, constants, num_warps=warps)

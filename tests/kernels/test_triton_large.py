@@ -1,0 +1,158 @@
+"""The products of a prefill and its attention in Triton, compiled for cards that are not here, and interpreted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product as every
+from pathlib import Path
+
+import pytest
+import torch
+from ambidex.hwprofiles.reader import load
+from ambidex.ops.contract import Launch
+from ambidex.ops.layouts import dense
+from ambidex.ops.types import Site
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from ambidex.kernels.triton import large_launch, prefill_launch
+from ambidex.kernels.triton.ahead import Compiled, Target, collecting
+from ambidex.kernels.triton.large_product import large_product
+from ambidex.kernels.triton.paged_prefill import prefill
+
+MATRIX = {
+    "nvidia-h200-sxm": "wgmma f32.bf16.bf16",
+    "nvidia-b200": "tcgen05.mma f16",
+    "amd-mi300x": "v_mfma f32 bf16",
+    "amd-mi355x": "v_mfma f32 bf16",
+}
+SIZES = {"linear": (6144, 4096), "linear_add": (4096, 14336), "gated_linear": (28672, 4096)}
+MANY = 1 << 20
+
+
+def site(op: str, num_outputs: int, width: int, dtype: torch.dtype) -> Site:
+    return Site(op, "w", {"N": num_outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), dtype))
+
+
+def compiled(where: Site, profile_name: str, rows: int) -> tuple[Compiled, int]:
+    """One product's machine code with bias and the op's epilogue, and the bytes on chip that its launch counts with."""
+    profile, dtype, gated = load(profile_name), where.dtypes["x"], where.op == "gated_linear"
+    launch = large_launch.launch(where, profile, rows)
+    x, values, bias = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((300, where.dim("K")), (where.dim("N"), where.dim("K")), (where.dim("N"),))
+    )
+    residual = torch.empty(300, where.dim("N"), dtype=dtype, device="meta") if where.op == "linear_add" else None
+    with collecting(Target.of(profile)) as found:
+        large_product(x, dense("w", values), None, dense("b", bias), residual, gated=gated, **launch)
+    (entry,) = found.values()
+    return entry, large_launch.on_chip_bytes(where, profile, launch)
+
+
+@pytest.mark.parametrize(("op", "dtype"), [*every(SIZES, (torch.bfloat16, torch.float32))], ids=str)
+@pytest.mark.parametrize("profile_name", MATRIX)
+def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructions(
+    profile_name: str, op: str, dtype: torch.dtype
+) -> None:
+    limit = load(profile_name).on_chip.shared_memory_per_block_kib
+    assert limit is not None
+    for rows in (512, MANY):
+        entry, counted = compiled(site(op, *SIZES[op], dtype), profile_name, rows)
+        found = entry.machine_code
+        assert (found.spilled, found.scratch_bytes) == (0, 0)
+        assert found.shared_bytes <= counted <= limit * 1024
+        if dtype == torch.bfloat16:
+            assert found.matrix == (MATRIX[profile_name],)
+        else:
+            assert all("f32 f32" in name for name in found.matrix), "float32 asked for float32"
+
+
+@pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
+def test_launches_worth_timing_fit_and_differ(op: str, profile_name: str) -> None:
+    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
+    launches = list(large_launch.configurations(where, profile, MANY))
+    assert launches[0] == large_launch.launch(where, profile, MANY)
+    assert all(large_launch.fits(where, profile, launch) is None for launch in launches)
+    assert len({tuple(launch.items()) for launch in launches}) == len(launches) > 1
+    assert len({frozenset(launch) for launch in launches}) == 1, "all have the parameters of the default"
+
+
+def test_rows_that_no_descriptor_describes_go_by_pointers() -> None:
+    profile = load("nvidia-h200-sxm")
+    described = {
+        sizes: large_launch.launch(site("linear", *sizes, torch.bfloat16), profile, MANY)["described"]
+        for sizes in ((6144, 4096), (6144, 4095), (6143, 4096))
+    }
+    assert list(described.values()) == [True, False, False]
+
+
+def test_a_weight_of_another_dtype_and_a_norm_too_wide_are_refused() -> None:
+    profile, mixed = load("amd-mi300x"), {"x": torch.float16, "weight": torch.bfloat16, "y": torch.float16}
+    reason = large_launch.refuses(Site("linear", "w", {"N": 64, "K": 64}, mixed), profile, MANY)
+    assert reason is not None
+    assert reason.code == "dtype"
+    reason = large_launch.refuses(site("norm_linear", 64, 1 << 17, torch.float16), profile, MANY)
+    assert reason is not None
+    assert reason.code == "shape"
+
+
+def heads(window: int, softcap: float, dtype: torch.dtype) -> Site:
+    dims = {"H": 32, "G": 8, "D": 128, "window": window, "scale": 0.1, "softcap": softcap, "ancestors": False}
+    return Site("paged_attention", "kv", dims, {"x": dtype})
+
+
+def attention(where: Site, profile_name: str, page_size: int, launch: Launch) -> Compiled:
+    profile, dtype = load(profile_name), where.dtypes["x"]
+    window, softcap = where.dim("window"), bool(where.dims["softcap"])
+    q, y, plane = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in ((2048, 32, 128), (2048, 32, 128), (512, 8, page_size, 128))
+    )
+    starts, lengths, tables = (torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((9,), (8,), (8, 64)))
+    pages = plane.permute(0, 2, 1, 3)
+    sizes = {
+        "GROUP": 4, "D": 128, "BLOCK_D": 128, "PAGE_SIZE": page_size, "WINDOW": window, "CAPPED": softcap,
+        "UPCAST": False,
+    }  # fmt: skip
+    strides = (tables.stride(0), *q.stride()[:2], *pages.stride()[:3], y.stride(0))
+    tensors = (q, pages, pages, starts, lengths, tables, y)
+    with collecting(Target.of(profile)) as found:
+        prefill(tensors, 8, 8, strides, (0.1, 30.0 if softcap else 0.0), sizes, **launch)
+    (entry,) = found.values()
+    return entry
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (100, 30.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("profile_name", MATRIX)
+def test_prefill_fits_without_spills_and_multiplies_in_matrix_instructions(
+    profile_name: str, dtype: torch.dtype, window: int, softcap: float
+) -> None:
+    profile, where = load(profile_name), heads(window, softcap, dtype)
+    limit = profile.on_chip.shared_memory_per_block_kib
+    assert limit is not None
+    launch = prefill_launch.launch(where, profile, MANY)
+    assert launch == prefill_launch.invariant_launch(where, profile, 1)
+    for page_size in (128, 16):
+        found = attention(where, profile_name, page_size, launch).machine_code
+        assert (found.spilled, found.scratch_bytes) == (0, 0)
+        if dtype == torch.bfloat16:
+            assert found.matrix == (MATRIX[profile_name],)
+        assert found.shared_bytes <= prefill_launch.on_chip_bytes(where, launch) <= limit * 1024
+
+
+@pytest.mark.parametrize("profile_name", MATRIX)
+def test_few_tokens_pack_the_heads_of_a_group(profile_name: str) -> None:
+    profile, where = load(profile_name), heads(0, 0.0, torch.bfloat16)
+    packed = {rows: prefill_launch.launch(where, profile, rows)["packed"] for rows in (8, 64, 512, MANY)}
+    assert packed == {8: True, 64: True, 512: False, MANY: False}
+
+
+def test_both_mean_what_the_references_say_when_interpreted() -> None:
+    script = Path(__file__).with_name("interpreted_large.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "alike"
