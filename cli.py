@@ -28,6 +28,7 @@ from .commands.overload import overload
 from .commands.prefix import prefix
 from .commands.profiles import profiles
 from .commands.throughput import throughput
+from .commands.tune import tune
 
 # Plain help: rich's takes a third of the time that a command may take to answer.
 app = typer.Typer(
@@ -65,7 +66,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, doctor, build_kernels):
+for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, host, interference, overload):
     bench.command()(measurement)

@@ -15,8 +15,9 @@ support  no kernel runs: the matrix op × kernel × dtype of who serves which ca
 trace    no kernel runs: the sites of each case's call, and who a binding would choose for them
 
     --ambidex-profile NAME     the profile that decides who serves (the device's own where not given)
-    --ambidex-device DEVICE    where tensors lie (cpu)
+    --ambidex-device DEVICE    where tensors lie: `cpu` (the default), `cuda:0`, …, or `gpu`, the best one here
     --ambidex-kernels PATTERN  of kernels' names; references are called <op>.reference and <op>.parts
+    --ambidex-language NAME    only kernels of this language
     --ambidex-cases KIND       `twins` (small, the default) or `full`
 
 Errors: an unknown profile, a pattern that fits no kernel, `perf` without pytest-benchmark.
@@ -41,8 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ambidex", "conformance of Ambidex's kernels")
     group.addoption("--ambidex-mode", choices=MODES, default="test", help="what the fixture `conformance` does")
     group.addoption("--ambidex-profile", metavar="NAME", help="profile that decides who serves (the device's own)")
-    group.addoption("--ambidex-device", metavar="DEVICE", default="cpu", help="device of the tensors (cpu)")
+    group.addoption("--ambidex-device", metavar="DEVICE", default="cpu", help="device of the tensors, or gpu (cpu)")
     group.addoption("--ambidex-kernels", metavar="PATTERN", default="*", help="kernels to try, e.g. 'linear_*'")
+    group.addoption("--ambidex-language", metavar="NAME", help="only kernels of this language, as in triton")
     group.addoption("--ambidex-cases", choices=("twins", "full"), default="twins", help="the cases or their twins")
 
 
@@ -62,6 +64,8 @@ def _trials(config: pytest.Config) -> list[Trial]:
     found = trials("*.parts" if mode == "trace" and pattern == "*" else pattern, full=full)
     if mode == "trace" and pattern == "*":
         found += trials("*.reference", full=full)
+    language = config.getoption("--ambidex-language")
+    found = [trial for trial in found if language in (None, trial.kernel.language)]
     if not found:
         raise pytest.UsageError(f"no kernel is called {pattern!r}: --ambidex-mode=support lists them")
     return found
@@ -74,8 +78,6 @@ def ambidex_place(pytestconfig: pytest.Config) -> Place:
 
 
 def _place(config: pytest.Config) -> Place:
-    import torch
-
     from ..backends.choosing import best
     from ..hwprofiles.reader import load
     from ..ops.discovery import missing_languages
@@ -84,11 +86,22 @@ def _place(config: pytest.Config) -> Place:
     name, device = config.getoption("--ambidex-profile"), config.getoption("--ambidex-device")
     elsewhere = name is not None and config.getoption("--ambidex-mode") in ("support", "trace")
     try:
-        profile = load(name) if name else best(device).match.profile
+        found = _gpu() if device == "gpu" else best(device)
+        profile = load(name) if name else found.match.profile
         assert profile is not None
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    return Place(profile, torch.device(device), {} if elsewhere else missing_languages())
+    return Place(profile, found.backend.device(found.report), {} if elsewhere else missing_languages())
+
+
+def _gpu() -> Any:
+    """The best device here that works by itself. ValueError: there is none."""
+    from ..backends.choosing import places
+
+    found = [place for place in places() if place.backend.is_asynchronous and place.match.profile is not None]
+    if not found:
+        raise ValueError("there is no GPU here: `ambidex doctor` says what is missing")
+    return found[0]
 
 
 @pytest.fixture

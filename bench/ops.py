@@ -17,8 +17,8 @@ import torch
 
 from ..ops import discovery
 from ..ops.binding import bind
-from ..ops.contract import Arguments, Case, Kernel, Op
-from ..ops.launches import Launches, Pick
+from ..ops.contract import Arguments, Kernel, Launch, Op
+from ..ops.launches import Launches
 from ..ops.manifest import references
 from ..ops.reference import ReferenceOps
 from ..ops.support import UNBOUNDED, bucket_of
@@ -69,6 +69,7 @@ class Bench:
     def __init__(self, place: Place, watch: Stopwatch, ceilings: Ceilings, tuned: Tuned | None = None) -> None:
         self.place, self.watch, self.ceilings = place, watch, ceilings
         buckets = (*POLICY.buckets, UNBOUNDED)
+        self._proved: dict[tuple[Kernel, tuple[str, ...], torch.dtype], float] = {}
         self._launches = Launches(place.profile, found() if tuned is None else tuned, buckets, single=False)
 
     def case(self, base: Trial, kernels: Sequence[Kernel]) -> list[Row]:
@@ -92,33 +93,46 @@ class Bench:
         except torch.OutOfMemoryError:
             return None
 
-    def kernel(self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, pick: Pick | None = None) -> Row:
-        """The row of one kernel, launched as a binding would, or so."""
-        row: Row = {
-            "op": trial.op.name, "case": trial.case.name, "dtype": dtype_name(trial.dtype), "rows": trial.num_rows,
-            "kernel": trial.kernel.name, "language": trial.kernel.language,
-        }  # fmt: skip
+    def kernel(self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None) -> Row:
+        """The row of one kernel, launched as a binding would."""
+        row = self.about(trial)
         reason = trial.refusal(self.place)
         if reason is not None:
             return {**row, "refused": str(reason)}
-        pick = pick or self._launches.pick(trial.kernel, trial.site, bucket_of(trial.num_rows, POLICY))
+        pick = self._launches.pick(trial.kernel, trial.site, bucket_of(trial.num_rows, POLICY))
         row |= {"launch": dict(pick.launch), "launch_source": pick.source}
         try:
-            error = self._error(trial, wanted, pick)
-            timed = self._timed(trial, pick)
+            error = self.proved(trial)
+            error = self.error(trial, wanted, pick.launch) if wanted is not None else error
+            timed = self.timed(trial, self.sets(trial), pick.launch)
         except (AssertionError, RuntimeError, ValueError) as failure:
-            return {**row, "failed": " ".join(str(failure).split())[:300]}
-        return {**row, **self._figures(trial, timed), "error": error, "error_of": "twin" if wanted is None else "case"}
+            return {**row, "failed": one_line(failure)}
+        return {**row, **self.figures(trial, timed), "error": error, "error_of": "twin" if wanted is None else "case"}
 
-    def _error(self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, pick: Pick) -> float:
-        """Of the case, after the twin has passed; AssertionError where either is not right."""
-        twin = replace(trial, full=False)
+    def about(self, trial: Trial) -> Row:
+        return {
+            "op": trial.op.name, "case": trial.case.name, "dtype": dtype_name(trial.dtype), "rows": trial.num_rows,
+            "kernel": trial.kernel.name, "language": trial.kernel.language,
+        }  # fmt: skip
+
+    def proved(self, trial: Trial) -> float:
+        """Tries the case's twin (of a shape that is no case, every twin); its error. AssertionError: it is wrong."""
+        twins = [case for case in trial.op.proofs if case.twin == trial.case.twin] or trial.op.proofs
+        key = (trial.kernel, tuple(case.name for case in twins), trial.dtype)
+        if key not in self._proved:
+            self._proved[key] = max(self._proof(Trial(trial.op, trial.kernel, case, trial.dtype)) for case in twins)
+        return self._proved[key]
+
+    def _proof(self, twin: Trial) -> float:
+        if twin.refusal(self.place) is not None:
+            return 0.0
         twin.check(self.place)
-        if wanted is None:
-            return max(twin.errors(self.place))
+        return max(twin.errors(self.place), default=0.0)
+
+    def error(self, trial: Trial, wanted: tuple[torch.Tensor, ...], launch: Launch) -> float:
+        """Of the case itself. AssertionError where it is larger than the op allows."""
         operands = self.packed(trial)
-        result = trial.call(operands, self.place, pick.launch)
-        observed = trial.op.observe(result, operands[0])
+        observed = trial.op.observe(trial.call(operands, self.place, launch), operands[0])
         error = max((relative_error(y, right) for y, right in zip(observed, wanted, strict=True)), default=0.0)
         tolerance = trial.op.tolerance[trial.dtype]
         assert error <= tolerance, f"{trial}: error {error:.2e} of the largest, the op allows {tolerance:.1e}"
@@ -128,13 +142,17 @@ class Bench:
         """The operands on the device, as the kernel wants them."""
         return on_device(packed(trial.operands, trial.kernel.layout, trial.kernel.page_layouts[0]), self.place.device)
 
-    def _timed(self, trial: Trial, pick: Pick) -> Timed:
+    def sets(self, trial: Trial) -> list[Arguments]:
+        """So many copies of the operands that no cache holds them all."""
         first = self.packed(trial)
         num_sets = self.watch.num_sets(trial.cost.num_bytes, _num_bytes(first))
-        sets = [first, *(copied(first) for _ in range(num_sets - 1))]
-        return self.watch.time([partial(trial.kernel.run, *args, **params, **pick.launch) for args, params in sets])
+        return [first, *(copied(first) for _ in range(num_sets - 1))]
 
-    def _figures(self, trial: Trial, timed: Timed) -> Row:
+    def timed(self, trial: Trial, sets: Sequence[Arguments], launch: Launch, budget_s: float | None = None) -> Timed:
+        watch = self.watch if budget_s is None else replace(self.watch, budget_s=budget_s)
+        return watch.time([partial(trial.kernel.run, *args, **params, **launch) for args, params in sets])
+
+    def figures(self, trial: Trial, timed: Timed) -> Row:
         seconds, cost = timed.median_s, trial.cost
         return {
             "time_us": seconds * 1e6,
@@ -164,6 +182,10 @@ class Bench:
         return [Kernel(f"{base.op.name}.parts", base.op.name, LIBRARY, run, dtypes, Determinism.NONE, priority=0)]
 
 
+def one_line(failure: Exception) -> str:
+    return " ".join(str(failure).split())[:300]
+
+
 def _num_bytes(operands: Arguments) -> int:
     total = 0
 
@@ -179,9 +201,5 @@ def _num_bytes(operands: Arguments) -> int:
 def rows(selection: Selection, bench: Bench, each: Callable[[], None] = lambda: None) -> Iterator[Row]:
     """Everything that is selected, case by case; `each` is called after each case."""
     for base in selection.trials():
-        yield from bench.case(base, selection.of(base.op))
+        yield from bench.case(replace(base), selection.of(base.op))  # a trial of its own: its operands go with it
         each()
-
-
-def cases(selection: Selection) -> list[tuple[Op, Case]]:
-    return [(trial.op, trial.case) for trial in selection.trials()]

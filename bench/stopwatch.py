@@ -48,10 +48,11 @@ class Stopwatch:
     rotated_bytes: int = ROTATED_BYTES
 
     def num_sets(self, call_bytes: int, set_bytes: int) -> int:
-        """Sets of operands to rotate: their reads exceed `rotated_bytes`, all fit into half of what is free."""
+        """Sets of operands to rotate: their reads exceed `rotated_bytes`, or, where little of a set is read, they are
+        twice that; and they fit into half of what is free."""
         wanted = min(_MAX_CALLS, -(-self.rotated_bytes // max(call_bytes, 1)))
-        fitting = self.backend.memory(self.device).free_bytes // 2 // max(set_bytes, 1)
-        return max(1, min(wanted, fitting))
+        most_bytes = min(self.backend.memory(self.device).free_bytes // 2, 2 * self.rotated_bytes + set_bytes)
+        return max(1, min(wanted, most_bytes // max(set_bytes, 1)))
 
     def time(self, calls: Sequence[Call]) -> Timed:
         """calls: one for each set of operands, in the order in which they are made."""

@@ -47,13 +47,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Trial:
-    """A kernel, a case (itself or its twin) and a dtype. `check` raises AssertionError with what is wrong."""
+    """A kernel, a case (itself or its twin) and a dtype. `check` raises AssertionError with what is wrong.
+
+    device: where the operands are made; on `meta` they are shapes alone, which no check can use.
+    """
 
     op: Op
     kernel: Kernel
     case: Case
     dtype: torch.dtype
     full: bool = False
+    device: torch.device = _CPU
 
     def __str__(self) -> str:
         return f"{self.kernel.name}-{self.case.name}-{dtype_name(self.dtype)}"
@@ -62,7 +66,7 @@ class Trial:
     def operands(self) -> Arguments:
         dims = self.case.dims if self.full else self.case.twin
         seed = zlib.crc32(f"{self.op.name}:{self.case.name}".encode())
-        return self.op.inputs(dims, self.dtype, _CPU, torch.Generator().manual_seed(seed))
+        return self.op.inputs(dims, self.dtype, self.device, torch.Generator().manual_seed(seed))
 
     @cached_property
     def site(self) -> Site:
@@ -138,7 +142,8 @@ class Trial:
 
     def _compared(self, result: Any, operands: Arguments) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
         observed = self.op.observe(result, operands[0])
-        wanted = expected(self.op.name, self.case.name, self.dtype, self.full)
+        device = operands[0][0].device
+        wanted = expected(self.op.name, self.case.name, self.dtype, self.full, device)
         assert len(observed) == len(wanted), f"{self}: {len(observed)} tensors, the reference has {len(wanted)}"
         for number, (y, reference) in enumerate(zip(observed, wanted, strict=True)):
             yield f"tensor {number}", y.cpu(), reference
@@ -231,11 +236,22 @@ def relative_error(y: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 @lru_cache(maxsize=16)
-def expected(op_name: str, case_name: str, dtype: torch.dtype, full: bool) -> tuple[torch.Tensor, ...]:
-    """What the op observes of its reference in float64."""
+def expected(
+    op_name: str, case_name: str, dtype: torch.dtype, full: bool, device: torch.device = _CPU
+) -> tuple[torch.Tensor, ...]:
+    """What the op observes of its reference in float64, computed on the device if it holds it; on the CPU."""
     op = discovery.ops()[op_name]
     case = next(case for case in op.cases if case.name == case_name)
-    args, params = widened(Trial(op, reference_kernel(op), case, dtype, full).operands)
+    operands = widened(Trial(op, reference_kernel(op), case, dtype, full).operands)
+    try:
+        found = _observed_of_reference(op, on_device(operands, device if full else _CPU))
+    except torch.OutOfMemoryError:
+        found = _observed_of_reference(op, operands)
+    return tuple(y.cpu() for y in found)
+
+
+def _observed_of_reference(op: Op, operands: Arguments) -> tuple[torch.Tensor, ...]:
+    args, params = copied(operands)
     return op.observe(ReferenceOps(discovery.ops()).function(op)(*args, **params), args)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import inf
 
 from ..hwprofiles.schema import Profile
 from . import discovery
@@ -23,7 +22,7 @@ from .bound import BoundOps, BoundSite, Choice
 from .contract import Kernel, Launch, Op, Policy
 from .launches import Launches, Pick, launch_reason, parse_choice
 from .layouts import PAGES_PHSD, ROW_MAJOR
-from .ranking import Ranking
+from .ranking import Ranking, Times, parts_reason
 from .support import UNBOUNDED, Demand, PageDemand, layout_refusal, refusal
 from .tuned import Tuned, found
 from .types import Determinism, Layout, Reason, Site
@@ -135,8 +134,8 @@ class _Binder:
         serving = [each for each in self.candidates(site) if each.name not in refused]
         if not serving:
             return None, refused
-        best, *others = self.ranking.ordered(serving, site, bucket)
-        refused |= {each.name: self.ranking.beaten(each, best, site, bucket) for each in others}
+        best = self.ranking.ordered(serving, site, bucket)[0]
+        refused |= self.ranking.beaten(serving, best, site, bucket)
         slower = self._slower_than_parts(best, site, bucket, demands)
         return (best, refused) if slower is None else (None, {**refused, best.name: slower})
 
@@ -149,16 +148,23 @@ class _Binder:
     ) -> Reason | None:
         if not site.parts or self.wanted(site) is not None:
             return None
-        whole = self.ranking.us(kernel, site, bucket)
-        parts = sum(self._served_us(part, bucket, demands) for part in site.parts) if whole < inf else inf
-        return Reason("policy", f"{whole:.1f} us measured, its parts took {parts:.1f}") if parts < whole else None
+        whole = self.launches.times_us(kernel, site, bucket)
+        parts = [self._served_us(part, bucket, demands) for part in site.parts]
+        if whole and all(parts):
+            return parts_reason(whole, parts)
+        scores = [self._bucket_score(part, bucket, demands) for part in site.parts]
+        if sum(scores) / len(scores) > self.ranking.dealt(self._able(site, bucket), site, bucket)[kernel.name]:
+            return Reason("policy", "kernels of its parts come before it")
+        return None
 
-    def _served_us(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> float:
-        """What serves the site took when it was measured, infinity if it was not."""
+    def _served_us(self, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Times:
+        """What the site took when it was measured, as it would be served."""
         kernel = self._best(site, bucket, demands)[0]
         if kernel is not None:
-            return self.ranking.us(kernel, site, bucket)
-        return sum(self._served_us(part, bucket, demands) for part in site.parts) if site.parts else inf
+            return self.launches.times_us(kernel, site, bucket)
+        parts = [self._served_us(part, bucket, demands) for part in site.parts]
+        common = [rows for rows in parts[0] if all(rows in part for part in parts)] if parts else []
+        return {rows: sum(part[rows] for part in parts) for rows in common}
 
     def _reason(self, kernel: Kernel, site: Site, bucket: int, demands: Mapping[str, Demand]) -> Reason | None:
         reason = self.static_reason(kernel, site, bucket) or layout_refusal(kernel, site, demands)

@@ -54,6 +54,10 @@ class Case:
         return self.name
 
 
+def _own_sizes(site: Site, rows: int) -> Mapping[str, Any]:
+    return {**site.dims, "T": rows}
+
+
 def _returned(result: Any, args: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
@@ -71,6 +75,7 @@ class Op:
     inputs(dims, dtype, device, generator): arguments of a case.
     tolerance: by dtype, the largest |y - reference| allowed, relative to the largest |reference|.
     determinism: what the reference promises.
+    case_at(site, rows): the dims of a case like the site, with so many rows; by default its own sizes and `T`.
     observe(result, args): the tensors that conformance compares (the result, or what the call wrote).
     row_axis: the axis of the first operand along which rows are counted (buckets, and `Work.rows`).
     """
@@ -87,6 +92,7 @@ class Op:
     determinism: Determinism = Determinism.BATCH
     observe: Callable[[Any, tuple[Any, ...]], tuple[torch.Tensor, ...]] = _returned
     row_axis: int = 0
+    case_at: Callable[[Site, int], Mapping[str, Any]] = _own_sizes
 
     def __post_init__(self) -> None:
         assert (self.reference is None) != (self.parts is None), f"{self.name}: a reference or parts, not both"
@@ -150,7 +156,7 @@ class Policy:
     fallback: str = "allow"
     choices: Mapping[str, str] = field(default_factory=dict[str, str])
     page_sizes: tuple[int, ...] = (16, 32, 64, 128)
-    buckets: tuple[int, ...] = (1, 8, 64, 512)
+    buckets: tuple[int, ...] = (1, 8, 16, 32, 64, 512)
     """Upper bounds of the token buckets; a last, unbounded one follows."""
 
     def __post_init__(self) -> None:

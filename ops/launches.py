@@ -1,14 +1,14 @@
 """Launch parameters: an explicit choice, a tuned row, the nearest tuned row, or the default that a profile gives.
 
 Every pick says which of these it is. A row's launch is taken only where it fits: its parameters are those that the
-kernel has, its words (an instruction level) are among those that the kernel offers here, it fits the on-chip memory of
-the profile, and the kernel does not refuse it. At `Determinism.BATCH` the smallest bucket's launch serves all buckets:
-decode matters most, and another launch would be another order of sums.
+kernel has, its words and flags (an instruction level, dependent launch) are among those that the kernel offers here, it
+fits the on-chip memory of the profile, and the kernel does not refuse it. At `Determinism.BATCH` the smallest bucket's
+launch serves all buckets: decode matters most, and another launch would be another order of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -57,7 +57,7 @@ def launch_reason(kernel: Kernel, site: Site, profile: Profile, bucket: int, lau
         has = ", ".join(known[0]) or "no launch parameters"
         return Reason("launch", f"has {has}, not {', '.join(sorted(launch.keys() ^ known[0].keys()))}")
     for name, value in launch.items():
-        if isinstance(value, str) and value not in {each[name] for each in known}:
+        if isinstance(value, str | bool) and value not in {each[name] for each in known}:
             return Reason("launch", f"offers no {name}={value} on {profile.name}")
     if not (kernel.on_chip_bytes or kernel.refuses_launch) and profile.on_chip.shared_memory_per_block_kib:
         return Reason("launch", f"does not say what memory it takes, so it is launched as it offers on {profile.name}")
@@ -77,7 +77,7 @@ class Launches:
         self._spans = {upper: (above, upper) for above, upper in pairwise((0, *buckets))}
         self._first = buckets[0]
         self._picks: dict[tuple[str, tuple[object, ...], int], Pick] = {}
-        self._measured: dict[tuple[str, tuple[object, ...], int], Row | None] = {}
+        self._measured: dict[tuple[str, tuple[object, ...], int], list[Row]] = {}
 
     def pick(self, kernel: Kernel, site: Site, bucket: int) -> Pick:
         key = (kernel.name, site.signature, bucket)
@@ -85,10 +85,12 @@ class Launches:
             self._picks[key] = self._picked(kernel, site, bucket)
         return self._picks[key]
 
-    def time_us(self, kernel: Kernel, site: Site, bucket: int) -> float | None:
-        """What the row of this very site, kernel and bucket took, on this family; None without one."""
-        row = self._row(kernel, site, self._first if self._single else bucket)
-        return None if row is None else row.time_us
+    def times_us(self, kernel: Kernel, site: Site, bucket: int) -> dict[int, float]:
+        """What the kernel took at this very site on this family, by the number of rows, the most typical first."""
+        times: dict[int, float] = {}
+        for row in self._rows(kernel, site, self._first if self._single else bucket):
+            times.setdefault(row.rows, row.time_us)
+        return times
 
     def _picked(self, kernel: Kernel, site: Site, bucket: int) -> Pick:
         if kernel.launch is None:
@@ -96,25 +98,23 @@ class Launches:
         if self._single and bucket != self._first:
             first = self.pick(kernel, site, self._first)
             return Pick(first.launch, "near" if first.source == "exact" else first.source)
-        row = self._row(kernel, site, bucket)
-        if row is not None:
-            return Pick(row.launch, "exact")
+        for exact in self._rows(kernel, site, bucket):
+            return Pick(exact.launch, "exact")
         rows = typical_rows(*self._spans[bucket])
-        near = self._fitting(kernel, site, bucket, self._tuned.near(kernel.name, site, self._profile, rows))
-        return (
-            Pick(kernel.launch(site, self._profile, bucket), "derived") if near is None else Pick(near.launch, "near")
-        )
+        for near in self._fitting(kernel, site, bucket, self._tuned.near(kernel.name, site, self._profile, rows)):
+            return Pick(near.launch, "near")
+        return Pick(kernel.launch(site, self._profile, bucket), "derived")
 
-    def _row(self, kernel: Kernel, site: Site, bucket: int) -> Row | None:
+    def _rows(self, kernel: Kernel, site: Site, bucket: int) -> list[Row]:
         key = (kernel.name, site.signature, bucket)
         if key not in self._measured:
             span, family = self._spans[bucket], self._profile.tuning_family
             rows = self._tuned.exact(kernel.name, site, family, span, typical_rows(*span))
-            self._measured[key] = self._fitting(kernel, site, bucket, rows)
+            self._measured[key] = list(self._fitting(kernel, site, bucket, rows))
         return self._measured[key]
 
-    def _fitting(self, kernel: Kernel, site: Site, bucket: int, rows: Iterable[Row]) -> Row | None:
-        return next((r for r in rows if launch_reason(kernel, site, self._profile, bucket, r.launch) is None), None)
+    def _fitting(self, kernel: Kernel, site: Site, bucket: int, rows: Iterable[Row]) -> Iterator[Row]:
+        return (row for row in rows if launch_reason(kernel, site, self._profile, bucket, row.launch) is None)
 
 
 def parse_choice(text: str) -> tuple[str, Launch]:

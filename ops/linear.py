@@ -86,6 +86,11 @@ def product_cases(*roles: str) -> tuple[Case, ...]:
     )  # fmt: skip
 
 
+def case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    """A case like a product's site: logits are written in float32."""
+    return {**site.dims, "T": rows, "logits": site.dtypes["y"] != site.dtypes["x"]}
+
+
 GENERAL_CASES = (
     Case("llama-3.1-8b-o-decode", {"T": 1, "N": 4096, "K": 4096}, {"T": 1, "N": 64, "K": 256}),
     Case("llama-3.1-8b-qkv-prefill", {"T": 512, "N": 6144, "K": 4096}, {"T": 33, "N": 96, "K": 256}),
@@ -103,5 +108,5 @@ CASES = (*GENERAL_CASES, *product_cases("qkv", "o", "gate_up", "down"))
 
 OP = Op(
     "linear", _label, _check, linear_cost, _inputs, CASES, COMPUTE_TOLERANCE,
-    reference=_reference, determinism=Determinism.RUN,
+    reference=_reference, determinism=Determinism.RUN, case_at=case_at,
 )  # fmt: skip

@@ -54,4 +54,4 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 
 CASES = (*linear.GENERAL_CASES, *linear.product_cases("qkv"))
 
-OP = Op("norm_linear", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts)
+OP = Op("norm_linear", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts, case_at=linear.case_at)

@@ -112,8 +112,8 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     pages_of = [-(-context // page_size) for context in contexts]
     window = dims.get("window", 0)
     pages = random_pages(dims["G"], dims["D"], sum(pages_of) + 1, page_size, dtype, device, generator, window)
-    order = torch.randperm(sum(pages_of) + 1, generator=generator).int().to(device)
-    tables = torch.zeros((len(queries), max(pages_of)), dtype=torch.int32, device=device)
+    order = torch.randperm(sum(pages_of) + 1, generator=generator).int()
+    tables = torch.zeros((len(queries), max(pages_of)), dtype=torch.int32)
     for index, count in enumerate(pages_of):
         tables[index, :count] = order[sum(pages_of[:index]) :][:count]
     _evict(tables, order[-1], queries, contexts, page_size, window)
@@ -124,7 +124,7 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
     q = random_tensor((num_rows, dims["H"], dims["D"]), dtype, device, generator)
     params = {"scale": dims["D"] ** -0.5, "softcap": dims.get("softcap", 0.0)}
     tree = _random_trees(queries, num_rows, generator).to(device) if dims.get("tree") else None
-    return (q, pages, Attending(starts, lengths, tables, max(queries), tree)), params
+    return (q, pages, Attending(starts, lengths, tables.to(device), max(queries), tree)), params
 
 
 def _random_trees(queries: tuple[int, ...], num_rows: int, generator: torch.Generator) -> torch.Tensor:
@@ -158,7 +158,8 @@ def _poison_unused(pages: Pages, tables: torch.Tensor, contexts: tuple[int, ...]
         owned[tables[index, slot // pages.page_size].long(), slot % pages.page_size] = True
     owned[spare.long()] = False
     for name in ("k", "v"):
-        pages.canonical(name)[~owned] = torch.nan
+        plane = pages.canonical(name)
+        plane.masked_fill_(~owned.to(plane.device)[:, :, None, None], torch.nan)
 
 
 def _case(name: str, heads: tuple[int, int, int], full: tuple[Any, Any], twin: tuple[Any, Any], **more: Any) -> Case:
@@ -185,7 +186,18 @@ CASES = (
     _case("llama-3.1-70b-tp4-prefill-8k", (16, 2, 128), ((8192,), (8192,)), ((19,), (19,))),
 )
 
+_DECODING_ROWS, _CONTEXT = 64, 1024
+
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    """So many requests that decode behind 1,024 tokens; beyond 64 rows one prompt."""
+    decoding = rows <= _DECODING_ROWS
+    queries, contexts = ((1,) * rows, (_CONTEXT,) * rows) if decoding else ((rows,), (rows,))
+    shape = {"page_size": 16, "tree": site.dims["ancestors"]}
+    return {**site.dims, **shape, "queries": queries, "contexts": contexts}
+
+
 OP = Op(
     "paged_attention", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE,
-    reference=_reference, determinism=Determinism.RUN,
+    reference=_reference, determinism=Determinism.RUN, case_at=_case_at,
 )  # fmt: skip

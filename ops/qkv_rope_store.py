@@ -96,6 +96,12 @@ CASES = (
     _case("llama-3.1-70b-tp4-prefill", (8192, 16, 2, 128, 128, 16), (5, 8, 1, 128, 128, 16)),
 )
 
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    return {**site.dims, "T": rows, "rotated": 2 * site.dim("R"), "page_size": 16}
+
+
 OP = Op(
     "qkv_rope_store", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, parts=_parts, observe=_observe,
+    case_at=_case_at,
 )  # fmt: skip

@@ -52,7 +52,11 @@ CASES = (
     Case("llama-3.1-8b", {"T": 512, "D": 4096}, {"T": 5, "D": 4096}),
     Case("qwen2.5-0.5b", {"T": 64, "D": 896}, {"T": 3, "D": 896}),
     Case("odd", {"T": 63, "D": 1001}, {"T": 7, "D": 101}),
-    Case("llama-3.1-8b-decode", {"T": 32, "D": 4096}, {"T": 5, "D": 4096}),
+    *(
+        Case(f"{model}-{rows}", {"T": rows, "D": width}, {"T": 1, "D": 4096})
+        for model, width in (("llama-3.1-8b", 4096), ("llama-3.1-70b", 8192))
+        for rows in (1, 8, 32, 2048)
+    ),  # the rows of linear's cases: a composite is held against its parts at one number of rows
     Case("llama-3.1-8b-prefill", {"T": 8192, "D": 4096}, {"T": 5, "D": 4096}),
 )
 

@@ -60,4 +60,11 @@ CASES = (
     Case("odd", {"T": 7, "H": 3, "D": 10, "rotated": 6}, {"T": 7, "H": 3, "D": 10, "rotated": 6}),
 )
 
-OP = Op("rope", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, reference=_reference)
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    return {**site.dims, "T": rows, "rotated": 2 * site.dim("R")}
+
+
+OP = Op(
+    "rope", _label, _check, _cost, _inputs, CASES, COMPUTE_TOLERANCE, reference=_reference, case_at=_case_at,
+)  # fmt: skip

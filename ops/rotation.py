@@ -117,7 +117,12 @@ CASES = (
     Case("odd", {"T": 7, "rotated": 6, "context": 100}, {"T": 7, "rotated": 6, "context": 100}),
 )
 
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    return {"T": rows, "rotated": 2 * site.dim("R"), "context": 8192}
+
+
 OP = Op(
     "rotation", _label, _check, _cost, _inputs, CASES, {torch.float32: 1e-3},
-    reference=_reference, row_axis=1,
+    reference=_reference, row_axis=1, case_at=_case_at,
 )  # fmt: skip

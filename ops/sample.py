@@ -177,6 +177,11 @@ CASES = (
     Case("llama-3.1-8b-32", {"L": 32, "V": 128256}, {"L": 3, "V": 200}),
 )
 
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    return {"L": rows, "V": site.dim("V")}
+
+
 OP = Op(
-    "sample", _label, _check, _cost, _inputs, CASES, {torch.float32: 1e-5}, reference=_reference,
+    "sample", _label, _check, _cost, _inputs, CASES, {torch.float32: 1e-5}, reference=_reference, case_at=_case_at,
 )  # fmt: skip

@@ -47,6 +47,11 @@ def _inputs(dims: Mapping[str, Any], dtype: torch.dtype, device: torch.device, g
 CASES = (
     Case("llama-3.1-8b", {"T": 512, "I": 14336}, {"T": 5, "I": 448}),
     Case("odd", {"T": 63, "I": 1001}, {"T": 3, "I": 101}),
+    *(
+        Case(f"{model}-{rows}", {"T": rows, "I": width}, {"T": 1, "I": 448})
+        for model, width in (("llama-3.1-8b", 14336), ("llama-3.1-70b-tp4", 7168))
+        for rows in (1, 8, 32, 2048)
+    ),  # the rows of linear's cases: a composite is held against its parts at one number of rows
     Case("llama-3.1-8b-prefill", {"T": 8192, "I": 14336}, {"T": 5, "I": 448}),
 )
 

@@ -90,7 +90,12 @@ CASES = (
     Case("odd", {"T": 7, "G": 3, "D": 10, "page_size": 8}, {"T": 7, "G": 3, "D": 10, "page_size": 8}),
 )
 
+
+def _case_at(site: Site, rows: int) -> Mapping[str, Any]:
+    return {**site.dims, "T": rows, "page_size": 16}
+
+
 OP = Op(
     "store_kv", _label, _check, _cost, _inputs, CASES, EXACT,
-    reference=_reference, observe=written,
+    reference=_reference, observe=written, case_at=_case_at,
 )  # fmt: skip

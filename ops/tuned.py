@@ -30,7 +30,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "kernels" / "tuned"
 MAX_RATIO, MAX_ROWS_RATIO = 8.0, 4.0
 """A row whose sizes, or whose number of rows, are further away than this factor says nothing about a site."""
 
-_VALUES_ONLY = frozenset({"eps", "scale"})
+_VALUES_ONLY = frozenset({"eps", "scale", "scaling"})
 """Sizes that change what is computed and never how long it takes."""
 
 _ROUNDING = 1e-9

@@ -51,13 +51,20 @@ def expect_weight(op: str, weight: Weight, *sizes: int | None) -> None:
 
 def random_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Any:
     """Normal values drawn on the CPU in float32, so that every device and dtype gets the same ones."""
-    return torch.randn(shape, generator=generator).to(device=device, dtype=dtype)
+    return _drawn(shape, device, generator).to(device=device, dtype=dtype)
+
+
+def _drawn(shape: tuple[int, ...], device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    """On `meta` there is nothing to draw."""
+    if device.type == "meta":
+        return torch.empty(shape, device=device)
+    return torch.randn(shape, generator=generator)
 
 
 def random_weight(
     role: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> Weight:
     """Weights of the size that a trained layer has: variance 1 / fan-in; a vector (a norm's) lies around 1."""
-    values = torch.randn(shape, generator=generator)
+    values = _drawn(shape, device, generator)
     values = 1.0 + 0.1 * values if len(shape) == 1 else values * shape[-1] ** -0.5
     return dense(role, values.to(device=device, dtype=dtype))

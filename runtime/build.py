@@ -14,6 +14,7 @@ from .batch import State
 from .checkpoint import Checkpoint
 from .engine import Engine
 from .execute.graphs import Graphs
+from .execute.sampling import SamplingGraphs
 from .execute.slots import SlotTable
 from .execute.worker import Worker, allocate_state, state_tensors
 from .holdings import Holdings
@@ -125,8 +126,15 @@ def _graphs(decided: Decisions, model: Model, state: State, slots: SlotTable) ->
     sizes, ops, backend = decided.ledger.needs.graph_sizes, decided.binding.ops, decided.backend
     if not sizes:
         return None
+    # Where a launch returns when it is done, as on a CPU, a call of the sampler costs less than what a graph adds.
+    sampling = SamplingGraphs(sizes[-1], backend, slots, ops.sample) if backend.is_asynchronous else None
     graphs = Graphs(
-        sizes, backend, slots, decided.page_sizes, lambda batch: model.forward(batch, None, state, ops, ONE_DEVICE)
+        sizes,
+        backend,
+        slots,
+        decided.page_sizes,
+        lambda batch: model.forward(batch, None, state, ops, ONE_DEVICE),
+        sampling,
     )
     if backend.is_asynchronous:
         graphs.capture_all()

@@ -7,8 +7,9 @@ S slots, C tokens of the longest request, T tokens of a step, L = min(S, T) rows
     requests   the slot table, S × (8 C + 4 a page of C of each group + 56); on the host the scheduler's columns are in
                the same memory: S × (4 C + 80)
     workspace  T × a row of a layer + L × (4 V × (1 + the sampler's copies) + 20 C), and the step's page tables
-    graphs     rows × (a row of a layer + 4 V), over all sizes; where they share a pool those of the largest, with 8 V:
-               what it yields, and the place where all leave their logits
+    graphs     rows × (a row of a layer + 4 V), over all sizes; where they share a pool those of the largest: with 8 V,
+               what it yields and the place where all leave their logits, V / 8 of masks, and instead of a row of a
+               layer what the sampler's graph keeps, if that is more
 
 The page pool gets what the others leave of the budget, at most S requests of C tokens. Outside the budget: interpreter,
 libraries, driver. What `workspace` does not see is said in `workspace.py`.
@@ -103,7 +104,8 @@ class Needs:
     def graph_bytes(self, length: int) -> int:
         row, sizes = self.step.row_bytes + 4 * sum(self.num_pages(length).values()), self.graph_sizes
         if self.is_pool_shared:
-            return max(sizes, default=0) * (row + 2 * self.step.logits_bytes)
+            logits = self.step.logits_bytes
+            return max(sizes, default=0) * (max(row, self.step.sampler_copies * logits) + 2 * logits + logits // 32 + 4)
         return sum(sizes) * (row + self.step.logits_bytes)
 
     def total_bytes(self, length: int, tokens: int) -> int:

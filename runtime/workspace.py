@@ -22,10 +22,10 @@ from ..ops.discovery import kernels
 from ..ops.discovery import ops as all_ops
 from ..ops.types import Site, Work
 
-_COPIES_IN_TORCH, _COPIES = 10, 2
+_COPIES_IN, _COPIES = {"torch": 10, "triton": 3}, 2
 """Rows of float32 logits that the sampler holds beside its input where rows are drawn, filtered, penalized and masked
-in one step: 8.1 (`sample_torch`) and 9.6 (the reference) were seen; a kernel of another language keeps what is allowed,
-and an order of it. tests/runtime/test_workspace.py looks again."""
+in one step: 8.1 (`sample_torch`) and 9.6 (the reference) were seen; Triton's counts tokens and lists values and tokens;
+a kernel of another language keeps what is allowed, and an order of it. tests/runtime/test_workspace.py looks again."""
 PENALTY_TOKEN_BYTES = 20
 """For each token of a row's text where it is penalized: the id, and three masks in float32."""
 
@@ -57,8 +57,8 @@ def step_needs(sites: Iterable[BoundSite], vocabulary_size: int) -> StepNeeds:
 
 def _sampler_copies(bound: BoundSite) -> int:
     found = kernels()
-    by_torch = any(choice.chosen not in found or found[choice.chosen].language == "torch" for choice in bound.choices)
-    return _COPIES_IN_TORCH if by_torch else _COPIES
+    languages = [found[each.chosen].language if each.chosen in found else "torch" for each in bound.choices]
+    return max(_COPIES_IN.get(language, _COPIES) for language in languages)
 
 
 def _served(bound: BoundSite) -> Iterator[tuple[Site, bool]]:

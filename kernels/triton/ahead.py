@@ -31,6 +31,10 @@ _BACKENDS: Mapping[str, tuple[str, Callable[[str], int | str]]] = {
 """How Triton calls an architecture, by the prefix of the profile's name for it."""
 
 
+_USUAL = {"num_ctas": 1, "launch_pdl": False, "waves_per_eu": 0, "matrix_instr_nonkdim": 0, "kpack": 1}
+"""Options that are named where a kernel chooses otherwise."""
+
+
 class NotCompiled(RuntimeError):
     """A launch that Triton's compiler refuses, or that cannot be compiled ahead."""
 
@@ -86,7 +90,9 @@ class Compiled:
     def config(self) -> str:
         """Constants and options in a line: `BLOCK_N=64 D=128 warps=4 stages=3`."""
         parts = [f"{name}={_shown(value)}" for name, value in self.constants.items()]
-        return " ".join([*parts, f"warps={self.code.metadata.num_warps}", f"stages={self.code.metadata.num_stages}"])
+        chosen = {name: getattr(self.code.metadata, name, usual) for name, usual in _USUAL.items()}
+        parts += [f"warps={self.code.metadata.num_warps}", f"stages={self.code.metadata.num_stages}"]
+        return " ".join([*parts, *(f"{name}={value}" for name, value in chosen.items() if value != _USUAL[name])])
 
     @property
     def types(self) -> Mapping[str, str]:

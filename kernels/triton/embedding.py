@@ -11,7 +11,8 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Site, Weight
 from .language import jit, tl
-from .launching import VECTOR_BYTES, has_pdl, options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
+from .overlap import joined, overlaps, released
 
 _VECTORS = 4  # 16-byte loads that a thread has in flight
 _MIN_THREADS, _MAX_THREADS = 32, 256
@@ -21,9 +22,8 @@ _MIN_THREADS, _MAX_THREADS = 32, 256
 def _embedding_kernel(
     ids_ptr, weight_ptr, y_ptr, id_stride, weight_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr
 ):
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     token, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids_ptr + token * id_stride).to(tl.int64)
     values_D = tl.load(weight_ptr + row * weight_stride + column, mask=column < D)
@@ -51,7 +51,7 @@ def _of(site: Site, profile: Profile, vectors: int) -> Launch:
     per_thread = vectors * VECTOR_BYTES // itemsize
     least = max(_MIN_THREADS, profile.lane_width)
     threads = min(_MAX_THREADS, max(least, power(site.dim("D")) // per_thread))
-    return {"block_d": threads * per_thread, "num_warps": warps(threads, profile), "pdl": has_pdl(profile)}
+    return {"block_d": threads * per_thread, "num_warps": warps(threads, profile), "pdl": overlaps(profile)}
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:

@@ -11,18 +11,20 @@ Letters: T tokens of a tile, L entries of a list's tile, B bins.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .language import jit, tl
 
 
 @jit()
-def gumbel_noise(word_T) -> None:
+def gumbel_noise(word_T) -> Any:
     """-log(-log(u)) with u in (0, 1) from a word, as the op has it."""
     uniform_T = ((word_T >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return -tl.log(-tl.log(uniform_T))
 
 
 @jit()
-def philox_words(seed, position, group_T) -> None:
+def philox_words(seed, position, group_T) -> Any:
     """The four words of each group of four tokens."""
     group_T = group_T.to(tl.uint32)
     zero_T = group_T * 0
@@ -34,7 +36,7 @@ def philox_words(seed, position, group_T) -> None:
 def allowed_logits(
     raw_T, row, start, width, mask_ptr, mask_stride, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr,
     TILE: tl.constexpr, MASKED: tl.constexpr, PENALIZED: tl.constexpr,
-) -> None:  # fmt: skip
+) -> Any:  # fmt: skip
     """What tokens are drawn from: a row's logits from `start` on, masked and penalized."""
     if MASKED:
         word = start // 32 + tl.arange(0, TILE // 32)
@@ -53,7 +55,7 @@ def allowed_logits(
 
 
 @jit()
-def row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row) -> None:
+def row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row) -> Any:
     """A row's temperature, top-k, top-p, min-p, and whether it draws behind a filter."""
     temperature, min_p = tl.load(temperature_ptr + row), tl.load(min_p_ptr + row)
     top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
@@ -61,7 +63,7 @@ def row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row) -> None:
 
 
 @jit()
-def row_best(reals_ptr, best_ptr, row, num_rows, num_blocks, BLOCK_N: tl.constexpr) -> None:
+def row_best(reals_ptr, best_ptr, row, num_rows, num_blocks, BLOCK_N: tl.constexpr) -> Any:
     """The largest allowed logit of a row, and its token: the first of equals."""
     block = tl.arange(0, BLOCK_N)
     plane = num_rows.to(tl.int64) * num_blocks
@@ -75,7 +77,7 @@ def scaled_slice(
     logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, row, start, width, logits_stride,
     mask_stride, temperature, min_p, top, TILE: tl.constexpr, BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr,
     MASKED: tl.constexpr, PENALIZED: tl.constexpr,
-) -> None:  # fmt: skip
+) -> Any:  # fmt: skip
     """Logits over temperature, -inf where min-p removes them; and the bin of each one's distance from the largest. The
     last bin is of those that are removed, the one before it has no far edge."""
     token = start + tl.arange(0, TILE)
@@ -92,7 +94,7 @@ def scaled_slice(
 
 
 @jit()
-def needed_bins(counts_B, total, top_k, top_p, BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr) -> None:
+def needed_bins(counts_B, total, top_k, top_p, BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr) -> Any:
     """How many of the nearest bins hold all that top-k and top-p keep. A bin weighs at most what it would if all of it
     lay at its near edge: what the bins from one on weigh together is bounded, and may be left out if that is little."""
     number_B = tl.cumsum(counts_B, axis=0)
@@ -108,7 +110,7 @@ def needed_bins(counts_B, total, top_k, top_p, BINS: tl.constexpr, BINS_PER_UNIT
 def drawn_from_list(
     values, tokens, count, total, top, needed, top_k, top_p, seed, position, first, LIST_TILE: tl.constexpr,
     BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr,
-) -> None:  # fmt: skip
+) -> Any:  # fmt: skip
     """The token drawn from a row's list of `count` entries, which the `needed` bins hold. total: the weight of all that
     min-p leaves. first: the token of the largest value, `top`."""
     edge = tl.where(needed < BINS - 1, top - (needed + 1).to(tl.float32) / BINS_PER_UNIT, float("-inf"))
@@ -124,14 +126,14 @@ def drawn_from_list(
 
 
 @jit()
-def _key(value, token) -> None:
+def _key(value, token) -> Any:
     """Rises with the order reversed: with the value, and among equals with falling token."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)  # no -0
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) + (0x7FFFFFFF - token)
 
 
 @jit()
-def _listed(values, tokens, start, count, low, LIST_TILE: tl.constexpr) -> None:
+def _listed(values, tokens, start, count, low, LIST_TILE: tl.constexpr) -> Any:
     """A tile of the list, and which of its entries have a key of at least `low`."""
     place = start + tl.arange(0, LIST_TILE)
     value_L = tl.load(values + place, mask=place < count, other=float("-inf"))
@@ -140,9 +142,7 @@ def _listed(values, tokens, start, count, low, LIST_TILE: tl.constexpr) -> None:
 
 
 @jit()
-def _end(
-    values, tokens, count, top, low, high, number, target, LIST_TILE: tl.constexpr, WEIGHTED: tl.constexpr
-) -> None:
+def _end(values, tokens, count, top, low, high, number, target, LIST_TILE: tl.constexpr, WEIGHTED: tl.constexpr) -> Any:
     """The least key of the shortest beginning of the order that holds `target` entries, or weight; and its length.
     At `low` on that is reached, with `number` entries; at `high` on there is none."""
     beyond = number * 0.0
@@ -164,7 +164,7 @@ def _end(
 
 
 @jit()
-def _weight(values, tokens, count, top, low, LIST_TILE: tl.constexpr) -> None:
+def _weight(values, tokens, count, top, low, LIST_TILE: tl.constexpr) -> Any:
     weight_L = tl.zeros((LIST_TILE,), dtype=tl.float32)
     for start in range(0, count, LIST_TILE):
         value_L, _, chosen_L = _listed(values, tokens, start, count, low, LIST_TILE)
@@ -173,7 +173,7 @@ def _weight(values, tokens, count, top, low, LIST_TILE: tl.constexpr) -> None:
 
 
 @jit()
-def _winner(values, tokens, count, low, seed, position, first, LIST_TILE: tl.constexpr) -> None:
+def _winner(values, tokens, count, low, seed, position, first, LIST_TILE: tl.constexpr) -> Any:
     """The token of the largest sum of value and noise; the first of equals, as the list is in the tokens' order."""
     best, winner = low.to(tl.float32) * 0.0 - float("inf"), first
     for start in range(0, count, LIST_TILE):

@@ -56,6 +56,8 @@ class DeviceFunction:
     def made(self) -> Any:
         if _is_forbidden:
             _guard()
+        if INTERPRETED:
+            import_module(".interpreting", __package__).install()
         names = self._function.__globals__
         names.update({name: import_module("triton.language") for name, value in names.items() if value is tl})
         called = [name for name in self._function.__code__.co_names if isinstance(names.get(name), DeviceFunction)]

@@ -1,5 +1,5 @@
 # pyright: basic
-"""linear in Triton for few rows, as in a decode step: see `product.py`.
+"""linear in Triton for few rows and for many, as in a decode step: see `product.py`.
 
 The invariant one serves any number of rows, at one tile."""
 
@@ -9,6 +9,8 @@ import torch
 
 from ...ops.contract import Kernel
 from ...ops.types import Determinism, Weight
+from . import large_launch
+from .large_product import large_product
 from .product import product
 from .product_launch import MAX_ROWS, configurations, fits, invariant_launch, launch, refuses
 
@@ -21,11 +23,22 @@ def linear_triton(
     return product(x, weight, bias=bias, out_dtype=out_dtype, **launch)
 
 
+def linear_triton_large(
+    x: torch.Tensor, weight: Weight, bias: Weight | None = None, *, out_dtype: torch.dtype | None = None, **launch: int,
+) -> torch.Tensor:  # fmt: skip
+    return large_product(x, weight, bias=bias, out_dtype=out_dtype, **launch)
+
+
 KERNELS = (
     Kernel(
         "linear_triton", op="linear", language="triton", run=linear_triton, dtypes=_DTYPES,
         determinism=Determinism.RUN, priority=50, max_rows=MAX_ROWS, refuses=refuses, launch=launch,
         configurations=configurations, refuses_launch=fits,
+    ),
+    Kernel(
+        "linear_triton_large", op="linear", language="triton", run=linear_triton_large, dtypes=_DTYPES,
+        determinism=Determinism.RUN, priority=8, refuses=large_launch.refuses, launch=large_launch.launch,
+        configurations=large_launch.configurations, refuses_launch=large_launch.fits,
     ),
     Kernel(
         "linear_triton_invariant", op="linear", language="triton", run=linear_triton, dtypes=_DTYPES,

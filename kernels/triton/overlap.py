@@ -1,11 +1,13 @@
 # pyright: basic
 """A kernel that begins while the one before it ends: programmatic dependent launch, of NVIDIA from sm_90 on.
 
-The next kernel of a stream is launched as soon as every program of this one has called `released`, or ended; what it
-does before `joined` overlaps with this one's last programs, so it may touch constants only: weights, which it can
-have fetched into the last-level cache meanwhile. `joined` returns when all that came before in the stream is done and
-can be seen; every program calls it, or the kernel after the next could overtake. CUDA C++ Programming Guide,
-"Programmatic Dependent Launch and Synchronization".
+A kernel's programs first do what needs no other kernel, then call `joined`, which returns when all that came before in
+the stream is done and can be seen, then `released`: once every program has, or has ended, the next kernel is launched.
+
+What may stand before `joined`: reads of constants (weights), and of what was written two kernels ago or earlier (a
+step's lengths and page tables, made before its first layer): the kernel before has joined, so all before that one is
+done. Every program calls both, or a kernel could overtake. CUDA C++ Programming Guide, "Programmatic Dependent Launch
+and Synchronization".
 
 A launch parameter `pdl` says whether to; elsewhere (AMD, the interpreter) the functions are empty.
 """
@@ -30,7 +32,7 @@ def options(pdl: bool) -> dict[str, Any]:
 
 @jit()
 def released(PDL: tl.constexpr):
-    """Lets the next kernel begin."""
+    """Lets the next kernel begin, after `joined`."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
@@ -40,16 +42,3 @@ def joined(PDL: tl.constexpr):
     """Waits for the kernels before."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-
-
-@jit()
-def fetched(start_ptr, stride, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, NUM_WARPS: tl.constexpr):
-    """Asks for the first ROW_BYTES of each of ROWS rows into the last-level cache, a piece a thread; does not wait."""
-    PIECE: tl.constexpr = ROWS * ROW_BYTES // (NUM_WARPS * 32)
-    byte = tl.arange(0, NUM_WARPS * 32).to(tl.int64) * PIECE
-    address = start_ptr.to(tl.int64) + byte // ROW_BYTES * stride * 2 + byte % ROW_BYTES
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r", [address, tl.full(address.shape, PIECE, tl.int32)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip

@@ -34,8 +34,7 @@ def _paged_decode_kernel(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    joined(PDL)
-    released(PDL)
+    # Lengths and tables are older than the kernel before this one (see `overlap.py`).
     program = tl.program_id(0).to(tl.int64)
     index_B = tl.arange(0, BLOCK_B)
     known_B = index_B < num_requests
@@ -51,6 +50,8 @@ def _paged_decode_kernel(
 
     member, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     held = (member < GROUP)[:, None] & (column < D)[None, :]
+    joined(PDL)
+    released(PDL)
     for padding in range(tl.load(starts_ptr + num_requests) + program, num_rows, tl.num_programs(0)):
         for group in range(GROUPS):
             place = y_ptr + padding * y_stride + group * GROUP * D + member[:, None] * D + column[None, :]
@@ -76,7 +77,7 @@ def _paged_decode_kernel(
             q_MD = q_MD.to(tl.float32)
         sums_MD, largest_M, weight_M = attended(
             q_MD, tl.zeros((BLOCK_M,), dtype=tl.int32) + length - 1, k_ptr + kv_head * head_stride,
-            v_ptr + kv_head * head_stride, tables_ptr + request.to(tl.int64) * table_stride, first, last, length,
+            v_ptr + kv_head * head_stride, tables_ptr + request.to(tl.int64) * table_stride, first, last,
             page_stride, slot_stride, scale_log2, softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED,
             UPCAST,
         )  # fmt: skip
@@ -135,13 +136,14 @@ def _join(
 
 @jit()
 def attended(
-    q_MD, position_M, k_ptr, v_ptr, table_ptr, first, end, length, page_stride, slot_stride, scale_log2, softcap_log2,
+    q_MD, position_M, k_ptr, v_ptr, table_ptr, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries over keys [first, end): unnormalised sums, the largest score (base 2), the sum of weights.
 
-    `length` keys are there at most. Where a page holds whole tiles, one number says where a tile lies."""
+    Keys that no window shows are not read: their pages may be gone. Where a page holds whole tiles, one number says
+    where a tile lies."""
     column, lane = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     WHOLE: tl.constexpr = PAGE_SIZE % BLOCK_N == 0
     sums_MD = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
@@ -150,6 +152,8 @@ def attended(
     for start in range(first, end, BLOCK_N):
         key = start + lane
         inside = key < end
+        if WINDOW:
+            inside = inside & (key > tl.max(position_M, axis=0) - WINDOW)
         if WHOLE:
             page = tl.load(table_ptr + start // PAGE_SIZE).to(tl.int64)
             offset_N = page * page_stride + (start % PAGE_SIZE + lane) * slot_stride

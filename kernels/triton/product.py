@@ -49,12 +49,12 @@ def _product_row_kernel(
     # Rows beyond the last are the last once more: no mask narrows the loads, and only the store leaves them out.
     rows = weight_ptr + tl.minimum(output, num_outputs - 1)[:, None] * weight_stride
     up_rows = rows + tl.cast(num_outputs, tl.int64) * weight_stride
-    released(PDL)
     held = column < width
     w_NK = _read(rows + column[None, :], held[None, :], EVEN_K)
     if GATED:
         up_w_NK = _read(up_rows + column[None, :], held[None, :], EVEN_K)
     joined(PDL)
+    released(PDL)
     x_K = _read(x_ptr + column, held, EVEN_K).to(tl.float32)
     squares_K = x_K * x_K
     if NORMED:
@@ -113,13 +113,13 @@ def _product_tile_kernel(
     squares_T = tl.zeros((BLOCK_T,), dtype=tl.float32)
     scale_T = squares_T + 1.0
     y_NT, up_NT = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32), tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    released(PDL)
     if EARLY:  # whole blocks of K, of a share that has at least so many
         early = begin + tl.arange(0, EARLY)
         early_w_NK = tl.load(w_rows + early[None, :])
         if GATED:
             early_up_NK = tl.load(up_rows + early[None, :])
     joined(PDL)
+    released(PDL)
     if TWO_PASSES:
         scale_T = _scale(x_rows, width, eps, BLOCK_T, BLOCK_K)
     if EARLY:

@@ -10,6 +10,8 @@ Letters: T tokens, H heads of a tile, D head size, R pairs that are turned.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from ...hwprofiles.schema import Profile
@@ -17,6 +19,8 @@ from ...ops.contract import Kernel, Launch
 from ...ops.state import Pages
 from ...ops.types import Determinism, Site, Weight
 from .language import jit, tl
+from .launching import options, power, warps
+from .overlap import joined, overlaps, released
 
 _HEADS = 8  # of a tile: enough programs for a single token, enough work for one
 
@@ -26,8 +30,10 @@ def _qkv_rope_store_kernel(
     qkv_ptr, rotation_ptr, k_ptr, v_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
     qkv_stride, rotation_stride, page_stride, slot_stride, head_stride, eps,
     NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr,
+    BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    joined(PDL)
+    released(PDL)
     token = tl.program_id(0).to(tl.int64)
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     inside = column < D
@@ -74,7 +80,7 @@ def _norms(q_norm_ptr, k_norm_ptr, head, column, wanted, NUM_HEADS: tl.constexpr
 
 def qkv_rope_store_triton(
     qkv: torch.Tensor, rotation: torch.Tensor, pages: Pages, slots: torch.Tensor, q_norm: Weight | None = None,
-    k_norm: Weight | None = None, *, num_heads: int, eps: float = 0.0, block_h: int, num_warps: int,
+    k_norm: Weight | None = None, *, num_heads: int, eps: float = 0.0, block_h: int, num_warps: int, pdl: bool,
 ) -> torch.Tensor:  # fmt: skip
     qkv = qkv if qkv.stride(1) == 1 else qkv.contiguous()
     rotation = rotation if rotation.stride(1) == 1 else rotation.contiguous()
@@ -89,20 +95,30 @@ def qkv_rope_store_triton(
     _qkv_rope_store_kernel[(num_tokens, -(-(num_heads + 2 * groups) // block_h))](
         qkv, rotation, k, v, slots, *norms, q, qkv.stride(0), rotation.stride(0), *k.stride()[:3], eps,
         NUM_HEADS=num_heads, GROUPS=groups, D=size, R=rotation.shape[1] // 2, BLOCK_H=block_h,
-        BLOCK_D=1 << (size - 1).bit_length(), PAGE_SIZE=pages.page_size, NORMED=q_norm is not None,
-        num_warps=num_warps, enable_fp_fusion=True,
+        BLOCK_D=power(size), PAGE_SIZE=pages.page_size, NORMED=q_norm is not None, PDL=pdl,
+        **options(num_warps, pdl=pdl),
     )  # fmt: skip
     return q
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    return {"block_h": _HEADS, "num_warps": max(1, 128 // profile.lane_width)}
+    return _of(_HEADS, profile)
+
+
+def _of(block_h: int, profile: Profile) -> Launch:
+    return {"block_h": block_h, "num_warps": warps(16 * block_h, profile), "pdl": overlaps(profile)}
+
+
+def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
+    """A head's values are summed in one order for each number of heads, whatever the bucket."""
+    for block_h in (_HEADS // 2, _HEADS, 2 * _HEADS):
+        yield _of(block_h, profile)
 
 
 KERNELS = (
     Kernel(
         "qkv_rope_store_triton", op="qkv_rope_store", language="triton", run=qkv_rope_store_triton,
-        determinism=Determinism.BATCH, priority=50, launch=_launch,
+        determinism=Determinism.BATCH, priority=50, launch=_launch, configurations=_configurations,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

@@ -16,7 +16,8 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Reason, Site, Weight
 from .language import jit, tl
-from .launching import VECTOR_BYTES, has_pdl, options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
+from .overlap import joined, overlaps, released
 
 MAX_WIDTH = 1 << 16
 """Values of a row that registers hold: 64 for each of the most threads that a program has."""
@@ -31,13 +32,11 @@ def rms_norm_kernel(
     PDL: tl.constexpr,
 ) -> None:  # fmt: skip
     """ADDS: the sum of x and the residual, rounded, is what is normed and what is written to `sum`."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     row, column = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     inside_D = column < D
     norm_D = tl.load(norm_ptr + column, mask=inside_D, other=0.0).to(tl.float32)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     inside = (row < num_rows)[:, None] & inside_D[None, :]
     x_rows = row // REPEATS * x_stride + row % REPEATS * x_repeat_stride
     x_TD = tl.load(x_ptr + x_rows[:, None] + column[None, :], mask=inside, other=0.0)
@@ -86,7 +85,7 @@ def _rows(site: Site, profile: Profile, vectors: int) -> Launch:
     row_bytes = power(site.dim("D")) * site.dtypes["x"].itemsize
     threads = min(_MAX_THREADS, max(_MIN_THREADS, row_bytes // (vectors * VECTOR_BYTES)))
     block_t = max(1, threads * vectors * VECTOR_BYTES // row_bytes)
-    return {"block_t": block_t, "num_warps": warps(threads, profile), "pdl": has_pdl(profile)}
+    return {"block_t": block_t, "num_warps": warps(threads, profile), "pdl": overlaps(profile)}
 
 
 def row_refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:

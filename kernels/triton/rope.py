@@ -14,7 +14,8 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Site
 from .language import jit, tl
-from .launching import VECTOR_BYTES, has_pdl, options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
+from .overlap import joined, overlaps, released
 
 _THREADS = 128
 
@@ -24,9 +25,8 @@ def _rope_kernel(
     x_ptr, rotation_ptr, y_ptr, x_stride, x_head_stride, rotation_stride, H: tl.constexpr, D: tl.constexpr,
     R: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     rows = x_ptr + token * x_stride + head[:, None] * x_head_stride
@@ -75,7 +75,7 @@ def _of(site: Site, profile: Profile, vectors: int) -> Launch:
     return {
         "block_h": min(power(site.dim("H")), block_h),
         "num_warps": warps(_THREADS, profile),
-        "pdl": has_pdl(profile),
+        "pdl": overlaps(profile),
     }
 
 

@@ -11,7 +11,8 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Site
 from .language import jit, tl
-from .launching import has_pdl, options, power, warps
+from .launching import options, power, warps
+from .overlap import joined, overlaps, released
 
 _THREADS = 128
 _ANGLES_PER_THREAD = 4  # as many cosines, and sines, make a 16-byte store
@@ -22,12 +23,10 @@ def _rotation_kernel(
     positions_ptr, frequencies_ptr, y_ptr, num_tokens, position_stride, scaling,
     R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     token, pair = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_R)
     frequency_R = tl.load(frequencies_ptr + pair, mask=pair < R, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     position_T = tl.load(positions_ptr + token * position_stride, mask=token < num_tokens, other=0)
     angle_TR = position_T.to(tl.float32)[:, None] * frequency_R[None, :]
     inside = (token < num_tokens)[:, None] & (pair < R)[None, :]
@@ -56,7 +55,7 @@ def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
 
 
 def _of(block_t: int, profile: Profile) -> Launch:
-    return {"block_t": block_t, "num_warps": warps(_THREADS, profile), "pdl": has_pdl(profile)}
+    return {"block_t": block_t, "num_warps": warps(_THREADS, profile), "pdl": overlaps(profile)}
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:

@@ -32,24 +32,31 @@ from .filters import (
     scaled_slice,
 )
 from .language import jit, tl
-from .launching import has_pdl, options, power, warps
+from .launching import options, power, warps
+from .overlap import joined, overlaps, released
 
 _BLOCK, _BLOCK_THREADS = 2048, 128  # four 16-byte loads of logits a thread
-_SLICE, _SLICE_THREADS = 4096, 256
-_LIST_TILE, _ROW_THREADS = 2048, 512
+_SLICE, _SLICE_THREADS = 4096, 512
+_LIST_TILE, _ROW_THREADS = 1024, 256
 _BINS, _BINS_PER_UNIT = 128, 4  # distances up to 32, in natural logarithms; what lies further away shares a bin
 _COUNTED_TOKENS = 1024  # of a program that counts
 
 
-@jit(do_not_specialize=["width", "tokens_stride"])
+# A row of these tensors begins wherever the number of rows puts it: one kernel serves them all.
+_UNALIGNED = [
+    "repetition_ptr", "presence_ptr", "frequency_ptr", "temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr",
+    "seeds_ptr", "positions_ptr", "prompt_lengths_ptr", "lengths_ptr",
+]  # fmt: skip
+
+
+@jit(do_not_specialize=["width", "tokens_stride"], do_not_specialize_on_alignment=_UNALIGNED)
 def _sample_counts_kernel(
     tokens_ptr, prompt_lengths_ptr, lengths_ptr, counts_ptr, width, tokens_stride, BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """By row and token: how often it was produced, and in the highest bit whether the prompt has it."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     prompt_length, length = tl.load(prompt_lengths_ptr + row), tl.load(lengths_ptr + row)
     token = tl.load(tokens_ptr + row * tokens_stride + place, mask=place < length, other=0)
@@ -59,16 +66,15 @@ def _sample_counts_kernel(
     tl.atomic_or(target, one << 31, mask=(place < prompt_length) & (place < length))
 
 
-@jit(do_not_specialize=["num_rows", "mask_stride"])
+@jit(do_not_specialize=["num_rows", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
 def _sample_blocks_kernel(
     logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
     top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, num_rows, width, logits_stride, mask_stride,
     BLOCK: tl.constexpr, MASKED: tl.constexpr, PENALIZED: tl.constexpr, RANDOM: tl.constexpr, FILTERED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row, start = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
     token = start + tl.arange(0, BLOCK)
     raw_T = tl.load(logits_ptr + row * logits_stride + token, mask=token < width, other=float("-inf"))
@@ -98,7 +104,7 @@ def _sample_blocks_kernel(
             tl.store(best_ptr + plane + own, start + place)
 
 
-@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"])
+@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
 def _sample_distances_kernel(
     logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
     top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, bins_ptr, weights_ptr, num_rows, num_blocks,
@@ -106,9 +112,8 @@ def _sample_distances_kernel(
     BINS_PER_UNIT: tl.constexpr, MASKED: tl.constexpr, PENALIZED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """How many of a slice's tokens lie in each bin of distances from the row's largest value, and what they weigh."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row = tl.program_id(0).to(tl.int64)
     temperature, _, _, min_p, is_filtered = row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
     if is_filtered:
@@ -124,7 +129,7 @@ def _sample_distances_kernel(
         tl.store(weights_ptr + own, tl.sum(tl.exp(scaled_T - top), axis=0))
 
 
-@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"])
+@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
 def _sample_gather_kernel(
     logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
     top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, bins_ptr, weights_ptr, values_ptr,
@@ -133,9 +138,8 @@ def _sample_gather_kernel(
     MASKED: tl.constexpr, PENALIZED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Lists a slice's tokens of the needed bins, in order, behind those of the slices before it."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row, number, num_slices = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     temperature, top_k, top_p, min_p, is_filtered = row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
     if is_filtered:
@@ -161,7 +165,7 @@ def _sample_gather_kernel(
             tl.store(found_ptr + row * 2 + 1, needed)
 
 
-@jit(do_not_specialize=["num_rows", "num_blocks", "num_slices"])
+@jit(do_not_specialize=["num_rows", "num_blocks", "num_slices"], do_not_specialize_on_alignment=_UNALIGNED)
 def _sample_rows_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr,
     weights_ptr, values_ptr, tokens_ptr, found_ptr, ids_ptr, logprobs_ptr, normaliser_ptr, num_rows, num_blocks,
@@ -169,9 +173,8 @@ def _sample_rows_kernel(
     BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr, RANDOM: tl.constexpr, FILTERED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row, block = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_N)
     plane, own = num_rows.to(tl.int64) * num_blocks, row * num_blocks + block
     largest_N = tl.load(reals_ptr + own, mask=block < num_blocks, other=float("-inf"))
@@ -320,7 +323,7 @@ def _of(site: Site, profile: Profile, block: int, slice_size: int) -> Launch:
         "slice_warps": warps(_SLICE_THREADS, profile),
         "list_tile": min(_LIST_TILE, width),
         "row_warps": warps(_ROW_THREADS, profile),
-        "pdl": has_pdl(profile),
+        "pdl": overlaps(profile),
     }
 
 

@@ -11,7 +11,8 @@ from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.types import Determinism, Site
 from .language import jit, tl
-from .launching import VECTOR_BYTES, has_pdl, options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
+from .overlap import joined, overlaps, released
 
 _VALUES_PER_THREAD = 16  # of gates, and as many ups: four 16-byte loads in flight with two-byte values
 _MAX_BLOCK = 4096
@@ -19,9 +20,8 @@ _MAX_BLOCK = 4096
 
 @jit()
 def _silu_and_mul_kernel(x_ptr, y_ptr, x_stride, WIDTH: tl.constexpr, BLOCK_I: tl.constexpr, PDL: tl.constexpr):
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     inside = column < WIDTH
     gates = x_ptr + row * x_stride + column
@@ -57,7 +57,7 @@ def _blocks(site: Site, profile: Profile) -> list[int]:
 
 
 def _of(block: int, profile: Profile) -> Launch:
-    return {"block_i": block, "num_warps": warps(block // _VALUES_PER_THREAD, profile), "pdl": has_pdl(profile)}
+    return {"block_i": block, "num_warps": warps(block // _VALUES_PER_THREAD, profile), "pdl": overlaps(profile)}
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:

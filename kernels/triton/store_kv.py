@@ -15,7 +15,8 @@ from ...ops.contract import Kernel, Launch
 from ...ops.state import Pages
 from ...ops.types import Determinism, Site
 from .language import jit, tl
-from .launching import VECTOR_BYTES, has_pdl, options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
+from .overlap import joined, overlaps, released
 
 _THREADS = 128
 
@@ -26,9 +27,8 @@ def _store_kv_kernel(
     page_stride, slot_stride, head_stride, G: tl.constexpr, D: tl.constexpr, PAGE_SIZE: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    joined(PDL)
+    released(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)[:, None]
     column = tl.arange(0, BLOCK_D)[None, :]
@@ -70,7 +70,7 @@ def _of(site: Site, profile: Profile, vectors: int) -> Launch:
     return {
         "block_g": min(power(site.dim("G")), block_g),
         "num_warps": warps(_THREADS, profile),
-        "pdl": has_pdl(profile),
+        "pdl": overlaps(profile),
     }
 
 

@@ -1,8 +1,9 @@
 """The ladder of captured graphs: the decode step at some batch sizes, recorded once and replayed by one call.
 
 A step of B requests replays the smallest graph of at least B rows; the rows beyond B compute on and are not looked at:
-they store nothing (slot -1) and read one token of slot 0's first page. A graph takes in the slots and positions of its
-rows and gathers the rest from the slot table itself, so two small copies are all that the host brings.
+they store nothing (slot -1) and read one token of the first row's first page. A graph takes in the slots and positions
+of its rows and gathers the rest from the slot table itself, so two small copies are all that the host brings. On
+devices that work by themselves the sampler is a graph of its own behind it (`sampling.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from ...backends.contract import Backend
 from ...ops.state import Attending
 from ..batch import Batch
-from ..step import Integers
+from ..step import Integers, Step
+from .sampling import SamplingGraphs
 from .slots import SlotTable
 
 Forward = Callable[[Batch], torch.Tensor]
@@ -39,13 +41,20 @@ class _Captured:
 
 
 class Graphs:
-    """sizes: rows of each graph, ascending. Captured when a step first asks for its size, or all by `capture_all`."""
+    """sizes: rows of each graph, ascending. Captured when a step first asks for its size, or all by `capture_all`.
+    sampling: the graphs behind them, or None where the sampler is called."""
 
     def __init__(
-        self, sizes: tuple[int, ...], backend: Backend, slots: SlotTable, page_sizes: dict[str, int], forward: Forward
+        self,
+        sizes: tuple[int, ...],
+        backend: Backend,
+        slots: SlotTable,
+        page_sizes: dict[str, int],
+        forward: Forward,
+        sampling: SamplingGraphs | None = None,
     ) -> None:
         self.sizes, self._backend, self._slots, self._forward = sizes, backend, slots, forward
-        self._page_sizes = page_sizes
+        self._page_sizes, self._sampling = page_sizes, sampling
         self._captured: dict[int, _Captured] = {}
         self._logits: torch.Tensor | None = None
         self.seconds = 0.0
@@ -59,27 +68,43 @@ class Graphs:
     @property
     def num_bytes(self) -> int | None:
         """Memory of what was captured; None where the backend does not say."""
-        sizes: list[int | None] = [getattr(graph.replay, "num_bytes", None) for graph in self._captured.values()]
+        replays = [graph.replay for graph in self._captured.values()]
+        replays += self._sampling.replays if self._sampling else []
+        sizes: list[int | None] = [getattr(replay, "num_bytes", None) for replay in replays]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
     def capture_all(self) -> None:
         """The largest first: the smaller ones then find its memory."""
         for size in reversed(self.sizes):
-            self._at(size)
+            graph = self._at(size)
+            if graph is not None and self._sampling:
+                self._sampling.capture_usual(graph.logits, graph.inputs)
 
     def run(self, slots: Integers, first: Integers) -> torch.Tensor | None:
         """Logits [B, V] of one token at position first[i] of each slots[i]; None where no graph serves."""
-        place = bisect_left(self.sizes, len(slots))
-        graph = self._at(self.sizes[place]) if place < len(self.sizes) and self.refusal is None else None
+        graph = self._serving(len(slots))
         if graph is None:
             return None
-        rows = np.zeros((2, graph.inputs.shape[1]), dtype=np.int64)
-        rows[1] = -1
+        rows = np.full((2, graph.inputs.shape[1]), -1, dtype=np.int64)
+        rows[0] = slots[0]
         rows[:, : len(slots)] = slots, first
         graph.inputs.copy_(torch.from_numpy(rows), non_blocking=True)
         graph.replay()
         return graph.logits[: len(slots)]
+
+    def sampled(self, step: Step) -> tuple[torch.Tensor, ...] | None:
+        """What the sampler yields from the logits of the `run` just before, its ids appended to the slot table; None
+        where no graph serves."""
+        graph = self._serving(len(step.spans)) if self._sampling else None
+        if graph is None or self._sampling is None:
+            return None
+        return self._sampling.run(step, graph.logits, graph.inputs)
+
+    def _serving(self, num_rows: int) -> _Captured | None:
+        """The smallest graph of so many rows."""
+        place = bisect_left(self.sizes, num_rows)
+        return self._at(self.sizes[place]) if place < len(self.sizes) else None
 
     def _at(self, size: int) -> _Captured | None:
         if size not in self._captured and self.refusal is None:
@@ -104,11 +129,11 @@ class Graphs:
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """Where graphs share one pool of memory, so do their results: kept apart, those of a ladder up to 512 would
-        take more than the weights. The largest graph is captured first."""
+        take more than the weights."""
         if not self._backend.is_asynchronous:
             return logits
         if self._logits is None:
-            self._logits = torch.empty_like(logits)
+            self._logits = logits.new_empty((self.sizes[-1], logits.shape[1]))
         return self._logits[: len(logits)].copy_(logits)
 
     def _batch(self, inputs: torch.Tensor) -> Batch:

@@ -53,8 +53,8 @@ class SlotTable:
         self.tokens[slots, lengths] = ids
         self.lengths[slots] = lengths + 1
 
-    def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
-        """The sampler's view of the rows that yield logits."""
+    def sampling(self, slots: torch.Tensor, step: Step, mask: torch.Tensor | None = None) -> Sampling:
+        """The sampler's view of the rows that yield logits. mask: in place of the step's own."""
         rows = dict(zip(_REALS, self._reals[:, slots].unbind(), strict=True))
         rows |= dict(zip(_INTEGERS, self._integers[:, slots].unbind(), strict=True))
         positions = self.lengths[slots]
@@ -72,7 +72,7 @@ class SlotTable:
             tokens=tokens,
             prompt_lengths=rows["prompt_length"],
             lengths=lengths,
-            mask=self._mask(step),
+            mask=self._mask(step) if mask is None else mask,
             num_logprobs=step.num_logprobs,
             random=step.random,
             filtered=step.filtered,

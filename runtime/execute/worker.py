@@ -1,7 +1,8 @@
 """The worker: one device's model, state and slot table. It takes `Step`s and gives sampled tokens, nothing else.
 
-The forward pass and the sampler are two calls in a row: a grammar's mask may be written between them. A launched step
-may still run when `launch` returns: on a device that works by itself because it does, elsewhere in a thread.
+The forward pass and the sampler are two calls in a row, or two graphs: a grammar's mask may be written between them.
+A launched step may still run when `launch` returns: on a device that works by itself because it does, elsewhere in a
+thread.
 """
 
 from __future__ import annotations
@@ -86,20 +87,18 @@ class Worker:
     def _run(self, step: Step) -> Callable[[], Sampled]:
         self._copy_pages(step)
         self.slots.apply(step)
-        logits = self._forward(step)
-        if not len(step.logits):
-            return Sampled.none
-        slots = self.slots.to_device(step.spans[step.logits[:, 0], 0])
-        sampled = self.ops.sample(logits, self.slots.sampling(slots, step))
-        self.slots.append(slots, sampled[0])
-        return _fetched(sampled)
-
-    def _forward(self, step: Step) -> torch.Tensor:
         if self.graphs and step.is_plain_decode:
             logits = self.graphs.run(step.spans[:, 0], step.spans[:, 1])
             if logits is not None:
-                return logits
-        return self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
+                return _fetched(self.graphs.sampled(step) or self._sampled(step, logits))
+        logits = self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
+        return _fetched(self._sampled(step, logits)) if len(step.logits) else Sampled.none
+
+    def _sampled(self, step: Step, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        slots = self.slots.to_device(step.spans[step.logits[:, 0], 0])
+        sampled: tuple[torch.Tensor, ...] = self.ops.sample(logits, self.slots.sampling(slots, step))
+        self.slots.append(slots, sampled[0])
+        return sampled
 
     def _copy_pages(self, step: Step) -> None:
         for group, pairs in step.copies.items():

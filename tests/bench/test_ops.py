@@ -100,6 +100,7 @@ def test_the_roofline_is_the_larger_of_the_two_bounds() -> None:
 def test_operands_are_rotated_until_no_cache_holds_them(watch: Stopwatch) -> None:
     assert watch.num_sets(call_bytes=1 << 20, set_bytes=1 << 20) == 4
     assert watch.num_sets(call_bytes=1, set_bytes=1) == 256
+    assert watch.num_sets(call_bytes=1, set_bytes=1 << 22) == 3
     assert watch.num_sets(call_bytes=1 << 20, set_bytes=1 << 60) == 1
     seen: list[int] = []
     timed = watch.time([lambda number=number: seen.append(number) for number in range(3)])  # type: ignore[misc]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from ambidex.hwprofiles.reader import load
 from ambidex.hwprofiles.schema import Profile
-from ambidex.ops import discovery
+from ambidex.ops import contract, discovery
 from ambidex.ops.binding import UNBOUNDED, Binding, BindingError, bind
-from ambidex.ops.contract import Kernel, Policy
+from ambidex.ops.contract import Kernel
 from ambidex.ops.layouts import PAGES_PHSD, PAGES_PSHD, PANEL16, ROW_MAJOR, dense
 from ambidex.ops.manifest import fingerprint, manifest, references
 from ambidex.ops.reference import ReferenceOps
@@ -26,6 +27,8 @@ CPU = load("cpu-avx512")
 META = torch.device("meta")
 TOKENS, WIDTH, VOCABULARY = 11, 32, 48
 Forward = Callable[[Any], object]
+
+Policy = partial(contract.Policy, buckets=(1, 8, 64, 512))
 
 
 def run_reference(name: str) -> Callable[..., Any]:
@@ -69,8 +72,10 @@ def tied(ops: Any) -> None:
     ops.linear(x(3), table)
 
 
-def decided(forward: Forward, made: dict[str, Kernel], policy: Policy | None = None, profile: Profile = CPU) -> Binding:
-    return bind(sites_of(forward), profile, policy, kernels=made)
+def decided(
+    forward: Forward, made: dict[str, Kernel], policy: contract.Policy | None = None, profile: Profile = CPU
+) -> Binding:
+    return bind(sites_of(forward), profile, policy or Policy(), kernels=made)
 
 
 def chosen(binding: Binding) -> dict[str, list[str]]:
@@ -109,7 +114,9 @@ def test_a_refusal_has_a_code_and_a_sentence(needs: dict[str, Any], text: str) -
 
 def test_a_language_that_cannot_run_here_gives_its_own_sentence() -> None:
     made = kernels(kernel("k", "linear"))
-    binding = bind(sites_of(one_linear), CPU, kernels=made, missing={"cpu": "the library is not built: make build"})
+    binding = bind(
+        sites_of(one_linear), CPU, Policy(), kernels=made, missing={"cpu": "the library is not built: make build"}
+    )
     assert str(reason(binding, "k")) == "language_missing: the library is not built: make build"
 
 

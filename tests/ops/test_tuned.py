@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pytest
 import torch
 from ambidex.hwprofiles.reader import load
 from ambidex.hwprofiles.schema import Profile
-from ambidex.ops import discovery, tuned
+from ambidex.ops import contract, discovery, tuned
 from ambidex.ops.binding import UNBOUNDED, Binding, BindingError, bind
-from ambidex.ops.contract import Kernel, Launch, Policy
+from ambidex.ops.contract import Kernel, Launch
 from ambidex.ops.launches import Launches, launch_reason, parse_choice
 from ambidex.ops.layouts import PANEL16, dense
 from ambidex.ops.manifest import fingerprint, manifest
@@ -30,6 +31,7 @@ from hypothesis import strategies as st
 OPS = discovery.ops()
 H200, B200, MI300X = load("nvidia-h200-sxm"), load("nvidia-b200"), load("amd-mi300x")
 META = torch.device("meta")
+Policy = partial(contract.Policy, buckets=(1, 8, 64, 512))
 BUCKETS = (*Policy().buckets, UNBOUNDED)
 
 
@@ -87,10 +89,10 @@ def table(rows: Iterable[Row], profile: Profile = H200, op: str = "linear", **mo
 
 
 def bound(
-    site: Site, made: Sequence[Kernel], rows: Sequence[Table] = (), policy: Policy | None = None,
+    site: Site, made: Sequence[Kernel], rows: Sequence[Table] = (), policy: contract.Policy | None = None,
     profile: Profile = H200,
 ) -> Binding:  # fmt: skip
-    return bind((site,), profile, policy, kernels={each.name: each for each in made}, tuned=Tuned(rows))
+    return bind((site,), profile, policy or Policy(), kernels={each.name: each for each in made}, tuned=Tuned(rows))
 
 
 def outcome(binding: Binding) -> list[tuple[str, str | None, Any]]:
@@ -200,7 +202,7 @@ def test_a_launch_that_does_not_fit_is_passed_over() -> None:
 
 def test_a_row_for_a_kernel_that_changed_is_passed_over() -> None:
     site = linear_site()
-    for launch in ({"tile": 32}, {"block": 32}, {"block": 32, "level": "amx"}):
+    for launch in ({"tile": 32}, {"block": 32}, {"block": 32, "level": "amx"}, {"block": 32, "level": True}):
         assert outcome(bound(site, [kernel("k")], [table([row(site, launch=launch)])]))[0] == ("k", "derived", 16)
     levels = kernel("k", configurations=lambda *_: [{"block": 16, "level": "amx"}])
     found = bound(site, [levels], [table([row(site, launch={"block": 32, "level": "amx"})])])
@@ -313,6 +315,22 @@ def test_times_rank_the_measured_and_priorities_the_others(times: dict[str, int]
     chosen = binding.sites[0].choices[0].chosen
     top = max(made, key=lambda each: each.priority).name
     assert chosen == (min(times, key=lambda name: (times[name], name)) if top in times else top)
+
+
+def test_times_are_compared_at_one_number_of_rows() -> None:
+    site, made = linear_site(), [kernel("first", priority=90), kernel("second", priority=10)]
+    apart = table([row(site, "first", rows=40, time_us=12.0), row(site, "second", rows=17, time_us=9.0)])
+    assert outcome(bound(site, made, [apart]))[2] == ("first", "exact", 32)
+    both = table([*apart.rows, row(site, "second", rows=40, time_us=11.0), row(site, "second", rows=64, time_us=99.0)])
+    binding = bound(site, made, [both])
+    assert outcome(binding)[2][0] == "second"
+    assert str(binding.sites[0].choices[2].refused["first"]) == "policy: 12.0 us measured, second took 11.0"
+    parts = normed_site()
+    whole = table([row(parts, "whole", rows=33, time_us=9.0)], op="norm_linear")
+    norm, product = (table([row(part, name, rows=34, time_us=1.0)], op=part.op)
+                     for part, name in zip(parts.parts, ("norm", "product"), strict=True))  # fmt: skip
+    found = [kernel("whole", "norm_linear"), kernel("norm", "rms_norm"), kernel("product")]
+    assert outcome(bound(parts, found, [whole, norm, product]))[2][0] == "whole"
 
 
 def test_a_choice_is_kept_against_the_times() -> None:

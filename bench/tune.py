@@ -1,0 +1,209 @@
+"""Tuning: every kernel's launches timed on the device that is here, the best written as tuned rows.
+
+For each case (an op's own, or a site of a model at a bucket's rows) and each kernel that serves it: the kernel has
+passed its op's proofs, each launch is checked against the reference in float64 and timed for a moment, the fastest few
+are timed again, and the best becomes a row. What is in the files already is not measured again, so a run that was
+stopped goes on; its rows are held against the ceilings of the run that measured them, and the file names the last.
+
+No row is written for a launch that is not right, nor for a kernel that a device which captures could not capture: its
+time would hold the host's. A row replaces priorities (`ops/ranking.py`), so that would be a guess.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import msgspec
+import torch
+
+from ..ops import discovery
+from ..ops.contract import Arguments, Case, Kernel, Launch, Policy
+from ..ops.launches import offered, typical_rows
+from ..ops.support import UNBOUNDED, bucket_of
+from ..ops.tuned import Row, Table, TunedError, dtype_names, formats, read, timed_dims, written
+from ..ops.types import Site
+from .ops import Bench, one_line
+from .trials import POLICY, Trial, reference_kernel
+
+_MOMENT_S, _FINALISTS = 0.03, 3
+_MOST_LOGITS = 64
+"""Rows of logits, one a request, above which a site is not measured."""
+
+Note = dict[str, Any]
+"""What became of a kernel at a case: its row, or why there is none."""
+
+
+class OutOfTime(Exception):
+    """The time that a run may take is over."""
+
+
+def buckets() -> list[int]:
+    """The number of rows that stands for each bucket of a binding."""
+    bounds = (0, *Policy().buckets, UNBOUNDED)
+    return [typical_rows(above, bucket) for above, bucket in pairwise(bounds)]
+
+
+def of_sites(sites: Iterable[Site]) -> Iterator[Trial]:
+    """A trial for each site (parts too) and bucket, as `bench.ops` takes them; sites that are alike once."""
+    seen: list[tuple[Any, ...]] = []
+    for site in _with_parts(sites):
+        key = (site.op, timed_dims(site), dtype_names(site), formats(site))
+        if key not in seen:
+            seen.append(key)
+            yield from _at_buckets(site)
+
+
+def _with_parts(sites: Iterable[Site]) -> Iterator[Site]:
+    for site in sites:
+        yield site
+        yield from _with_parts(site.parts)
+
+
+def _at_buckets(site: Site) -> Iterator[Trial]:
+    op, dtype = discovery.ops()[site.op], site.dtypes["x"]
+    if dtype not in op.tolerance or not any(kernel.op == op.name for kernel in discovery.kernels().values()):
+        return
+    for rows in buckets():
+        if site.rows == "tokens" or rows <= _MOST_LOGITS:
+            case = Case(f"{site.label}-{rows}", op.case_at(site, rows), {})
+            yield Trial(op, reference_kernel(op), case, dtype, full=True)
+
+
+@dataclass
+class Files:
+    """The tuned rows of a folder. facts: what a table says of this run. ValueError: rows of another run's software."""
+
+    folder: Path
+    facts: dict[str, Any]
+    fresh: bool = False
+    _tables: dict[str, Table] = field(default_factory=dict[str, Table])
+
+    def table(self, op: str) -> Table:
+        if op not in self._tables:
+            self._tables[op] = self._read(op)
+        return self._tables[op]
+
+    def path(self, op: str) -> Path:
+        return self.folder / self.facts["family"] / f"{op}.json"
+
+    def _read(self, op: str) -> Table:
+        empty = msgspec.convert({**self.facts, "op": op, "rows": []}, Table)
+        if self.fresh or not self.path(op).is_file():
+            return empty
+        there = read(self.path(op))
+        for name in ("profile", "device", "torch", "triton"):
+            if getattr(there, name) != getattr(empty, name):
+                raise TunedError(
+                    f"{self.path(op)} was measured with {name} {getattr(there, name)}, here it is "
+                    f"{getattr(empty, name)}: give --fresh to begin anew, or --out another folder"
+                )
+        return msgspec.structs.replace(empty, rows=there.rows)
+
+    def holds(self, op: str, key: tuple[str, str]) -> bool:
+        return any(row.key == key for row in self.table(op).rows)
+
+    def add(self, op: str, row: Row) -> None:
+        """Written at once: what was measured outlives the process."""
+        table = self.table(op)
+        self._tables[op] = msgspec.structs.replace(table, rows=[*table.rows, row])
+        path = self.path(op)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".part")
+        beside.write_text(written(self._tables[op]), encoding="utf-8")
+        beside.replace(path)
+
+
+def facts(bench: Bench, device_name: str) -> dict[str, Any]:
+    """What every table of a run says beside its rows."""
+    profile = bench.place.profile
+    names = {each.metadata["Name"] for each in importlib.metadata.distributions()}
+    return {
+        "family": profile.tuning_family, "vendor": profile.vendor, "arch": profile.arch,
+        "units": profile.compute.units, "profile": profile.name, "device": device_name,
+        "date": datetime.datetime.now(datetime.UTC).date(), "torch": str(torch.__version__),
+        "triton": importlib.metadata.version("triton") if "triton" in names else None,
+        "read_gb_per_s": bench.ceilings.read_gb_per_s, "matrix_tflops": bench.ceilings.matrix_tflops,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One run. deadline: of `time.monotonic`."""
+
+    bench: Bench
+    files: Files
+    deadline: float = float("inf")
+
+    def run(self, bases: Sequence[Trial], kernels: Callable[[Trial], list[Kernel]]) -> Iterator[Note | None]:
+        """A note for each kernel of each case; None after each case. OutOfTime: what is left stays for another run."""
+        for each in bases:
+            self._in_time()
+            base = replace(each)  # a trial of its own: its operands go with it
+            left = [trial for trial in map(base.by, kernels(base)) if self._is_left(trial)]
+            wanted = self.bench.wanted(base) if left else None
+            for trial in left:
+                self._in_time()
+                yield self._tuned(trial, wanted)
+            yield None
+
+    def _is_left(self, trial: Trial) -> bool:
+        return trial.refusal(self.bench.place) is None and not self.files.holds(trial.op.name, self._key(trial))
+
+    def _in_time(self) -> None:
+        if monotonic() > self.deadline:
+            raise OutOfTime
+
+    def _tuned(self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None) -> Note:
+        note: Note = self.bench.about(trial)
+        try:
+            proof = self.bench.proved(trial)
+            sets = self.bench.sets(trial)
+            best, failures = self._fastest(trial, wanted, sets)
+            error = proof if wanted is None else self.bench.error(trial, wanted, best)
+            timed = self.bench.timed(trial, sets, best)
+        except (AssertionError, RuntimeError, ValueError) as failure:
+            return {**note, "failed": one_line(failure)}
+        if timed.eager is not None:
+            return {**note, "failed": f"no row, since it was not captured: {timed.eager}"}
+        figures = self.bench.figures(trial, timed)
+        row = self._row(trial, best, {**figures, "error": error})
+        self.files.add(trial.op.name, row)
+        return {**note, **figures, "error": error, "launch": dict(best), "launches_refused": failures}
+
+    def _fastest(
+        self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, sets: Sequence[Arguments]
+    ) -> tuple[Launch, list[str]]:
+        """The best of the kernel's launches, and why others are none. AssertionError: not one is right."""
+        launches = offered(trial.kernel, trial.site, self.bench.place.profile, bucket_of(trial.num_rows, POLICY))
+        failures: list[str] = []
+        times: list[tuple[float, int]] = []
+        for number, launch in enumerate(launches):
+            self._in_time()
+            try:
+                if wanted is not None:
+                    self.bench.error(trial, wanted, launch)
+                times.append((self.bench.timed(trial, sets, launch, _MOMENT_S).median_s, number))
+            except (AssertionError, RuntimeError, ValueError) as failure:
+                failures.append(f"{dict(launch)}: {one_line(failure)}")
+        assert times, "; ".join(failures)
+        again = [(self.bench.timed(trial, sets, launches[number]).median_s, number)
+                 for _, number in sorted(times)[:_FINALISTS]]  # fmt: skip
+        return launches[min(again)[1]], failures
+
+    def _key(self, trial: Trial) -> tuple[str, str]:
+        return self._row(trial, {}, {"time_us": 1.0, "roofline_share": 1.0, "error": 0.0}).key
+
+    def _row(self, trial: Trial, launch: Launch, figures: dict[str, Any]) -> Row:
+        site = trial.site
+        return Row(
+            kernel=trial.kernel.name, dims=timed_dims(site), dtypes=dtype_names(site), formats=formats(site),
+            rows=trial.num_rows, launch=dict(launch), error=figures["error"], time_us=round(figures["time_us"], 3),
+            roofline_share=round(figures["roofline_share"], 4),
+        )  # fmt: skip

@@ -1,0 +1,152 @@
+"""How the products of many rows are launched: defaults from a profile's numbers, and what is worth timing.
+
+A tile of y is as large as its sums fit the registers (128 x 256, in two halves if a weight is gated), and as many
+stages of x and W as fit on chip. `matrix_instr_nonkdim`, `waves_per_eu` and `kpack` are options of AMD's compiler: the
+narrower matrix instruction leaves registers, and an operand is packed twice as wide where the instruction takes four of
+K at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...hwprofiles.schema import Profile
+from ...ops.contract import Launch
+from ...ops.types import Reason, Site, dtype_name
+from .launching import VECTOR_BYTES, warps
+from .overlap import overlaps
+from .rms_norm import MAX_WIDTH
+
+MIN_ROWS = 65
+"""Below, `product.py` reads the weight in less time."""
+_DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
+_MAX_STAGES = 4
+_BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
+_NORM_THREADS = 256
+
+_Tile = tuple[int, int, int, int, int, int]
+"""Rows, outputs (of both halves of a gated weight), K; threads; parts of the epilogue; programs a unit."""
+
+_WIDE: _Tile = (128, 256, 64, 256, 2, 1)
+_TALL: _Tile = (256, 128, 64, 256, 2, 1)
+_SQUARE: _Tile = (128, 128, 64, 256, 1, 1)
+_PAIRED: _Tile = (128, 128, 64, 128, 2, 2)  # two programs of a unit: the one's epilogue runs beside the other's loop
+_HUGE: _Tile = (256, 256, 64, 512, 1, 1)  # for 64 KiB, of which a tile in one stage takes all
+_BROAD: _Tile = (256, 128, 64, 512, 1, 1)
+_PLAIN: _Tile = (64, 64, 32, 256, 1, 1)  # float32 multiplies outside the matrix units of NVIDIA
+_SMALLEST: _Tile = (32, 32, 16, 128, 1, 1)
+
+
+def launch(site: Site, profile: Profile, bucket: int) -> Launch:
+    """The default for up to `bucket` rows: the largest tile that leaves few units idle, and fits."""
+    return next(_launches(site, profile, bucket))
+
+
+def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
+    """What is worth timing for up to `bucket` rows."""
+    yield from _launches(site, profile, bucket)
+
+
+def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
+    """Why a launch does not fit the device's memory per block, if it does not."""
+    needed, limit = _on_chip_bytes(site, profile, launch), _limit(profile)
+    if needed <= limit:
+        return None
+    return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
+
+
+def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
+    x, weight = site.dtypes["x"], site.dtypes["weight"]
+    if weight != x:
+        return Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}")
+    if _normed(site) and site.dim("K") > MAX_WIDTH:
+        return Reason("shape", f"norms rows of at most {MAX_WIDTH:,} values, not {site.dim('K'):,}")
+    return None
+
+
+def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
+    """Every tile with every depth and order that fits, the default first."""
+    seen = list[Launch]()
+    for tile in (*_tiles(site, profile, bucket), _SMALLEST):
+        for stages in range(_MAX_STAGES, 1, -1):
+            for group_t in (8, 16) if seen else (8,):
+                for flat in (True, False) if _described(site, profile) else (False,):
+                    made = _made(site, profile, tile, stages, group_t, flat)
+                    if fits(site, profile, made) is None and (tile is not _SMALLEST or not seen):
+                        seen.append(made)
+                        yield made
+
+
+def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
+    if site.dtypes["x"].itemsize > 2:
+        return (_PLAIN,)
+    if "mfma" in profile.capabilities:
+        return (_BROAD, _HUGE, _SQUARE) if _planes(site) == 1 else (_SQUARE,)
+    units = profile.compute.units or _DEFAULT_UNITS
+    most_tiles = -(-bucket // _WIDE[0]) * -(-site.dim("N") // _WIDE[1])
+    return (_WIDE, _TALL, _SQUARE, _PAIRED) if most_tiles >= units else (_SQUARE, _PAIRED, _WIDE)
+
+
+def _made(site: Site, profile: Profile, tile: _Tile, stages: int, group_t: int, flat: bool) -> Launch:
+    rows, outputs, width, threads, parts, per_unit = tile
+    units = profile.compute.units or _DEFAULT_UNITS
+    return {
+        "block_t": rows,
+        "block_n": outputs // _planes(site),
+        "block_k": width,
+        "group_t": group_t,
+        "programs": units * per_unit,
+        "slices": profile.on_chip.l2_slices or 1,
+        "parts": parts,
+        "described": _described(site, profile),
+        "flat": flat,
+        "pdl": overlaps(profile),
+        "num_warps": warps(threads, profile),
+        "num_stages": stages,
+        **({"norm_warps": warps(_NORM_THREADS, profile)} if _normed(site) else {}),
+        **amd_options(profile, waves_per_unit=0),
+    }
+
+
+def amd_options(profile: Profile, waves_per_unit: int) -> Launch:
+    """For launches on AMD's matrix units; none elsewhere. waves_per_unit: what a vector unit is to hold; 0: open."""
+    if "mfma" not in profile.capabilities:
+        return {}
+    packed = 1 if "block_scaled_mma" in profile.capabilities else 2  # there the instruction itself takes eight of K
+    return {"matrix_instr_nonkdim": 16, "waves_per_eu": waves_per_unit, "kpack": packed}
+
+
+def _described(site: Site, profile: Profile) -> bool:
+    """Whether tensor descriptors carry the blocks: rows of all matrices begin at 16 aligned bytes."""
+    itemsize = site.dtypes["x"].itemsize
+    aligned = all(size * itemsize % VECTOR_BYTES == 0 for size in (site.dim("K"), site.dim("N") // _planes(site)))
+    return "tma" in profile.capabilities and aligned
+
+
+def _on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
+    """Stages of x and W, and what the epilogue holds: y's part and the residual's."""
+    itemsize, planes = site.dtypes["x"].itemsize, _planes(site)
+    stage = (launch["block_t"] + planes * launch["block_n"]) * launch["block_k"] * itemsize
+    if "mfma" in profile.capabilities:
+        # CDNA3 keeps the newest stage in registers; CDNA4 copies it straight to on-chip memory, padded.
+        copied = "block_scaled_mma" in profile.capabilities
+        return launch["num_stages"] * (stage + stage // 16) if copied else (launch["num_stages"] - 1) * stage
+    staged = launch["num_stages"] * stage
+    if not launch["described"]:
+        return int(staged + _BARRIER_BYTES)
+    part = launch["block_t"] * launch["block_n"] // launch["parts"]
+    stored = part * max(itemsize, site.dtypes["y"].itemsize) * min(2, launch["parts"])
+    return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + _BARRIER_BYTES)
+
+
+def _limit(profile: Profile) -> int:
+    return int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
+
+
+def _normed(site: Site) -> bool:
+    return site.op == "norm_linear" or bool(site.dims.get("norm"))
+
+
+def _planes(site: Site) -> int:
+    """Matrices that are multiplied with x: a gated weight has two."""
+    return 2 if site.op == "gated_linear" else 1

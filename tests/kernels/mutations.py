@@ -1,0 +1,168 @@
+"""Kernels that are made wrong on purpose, and the proof that catches each: part of `make check-kernels`.
+
+A mutation is an edit of a kernel's source as it stands today: one whose text is found no more fails, so that it cannot
+rot. The mutated file lies in a copy of the package (links to everything else), which a process of its own proves:
+`meaning` by the conformance suite in Triton's interpreter, `machine code` by what the compiler makes of it. The proofs
+pass on the sources as they are. Removed barriers are seen by neither: an executor of the machine code has to.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path("kernels/triton")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """what: the mistake. cases: of the conformance suite, as pytest's `-k`. seen: a word of what the proof says."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    kernel: str
+    cases: str
+    proof: str = "meaning"
+    seen: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}".replace(" ", "-")
+
+
+MUTATIONS = [
+    Mutation(
+        "an unmasked edge of the outputs", "norm_linear",
+        "mask=row_inside[:, None] & output_inside[None, :])", "mask=row_inside[:, None] & (output[None, :] >= 0))",
+        "norm_linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "a swapped stride", "norm_linear",
+        "x_rows = x_ptr + row[:, None] * x_stride", "x_rows = x_ptr + row[:, None] * y_stride",
+        "norm_linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "a missing tail of K", "norm_linear",
+        "range(0, width, BLOCK_K):\n        k_inside", "range(0, width - BLOCK_K + 1, BLOCK_K):\n        k_inside",
+        "norm_linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "a dropped scale", "norm_linear",
+        "(x_TK.to(tl.float32) * scale_T[:, None] * norm_K[None, :])", "(x_TK.to(tl.float32) * norm_K[None, :])",
+        "norm_linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "sums in half the precision", "norm_linear",
+        "tl.trans(w_NK), y_TN, input_precision=\"ieee\")",
+        "tl.trans(w_NK), y_TN, input_precision=\"ieee\").to(tl.float16).to(tl.float32)",
+        "norm_linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "a float32 product in TF32", "norm_linear",
+        "y_TN = tl.dot(normed_TK, tl.trans(w_NK), y_TN, input_precision=\"ieee\")",
+        "y_TN = tl.dot(normed_TK, tl.trans(w_NK), y_TN, input_precision=\"tf32\")",
+        "norm_linear_triton", "", "machine code", "tf32: float32 is to be IEEE",
+    ),
+    Mutation(
+        "a causal mask that is off by one", "paged_attention",
+        "(key[None, :] <= position_M[:, None])", "(key[None, :] < position_M[:, None])",
+        "paged_attention_triton", "odd and float32",
+    ),
+    Mutation(
+        "a wrong bound of the window", "paged_attention",
+        "(key[None, :] > position_M[:, None] - WINDOW)", "(key[None, :] >= position_M[:, None] - WINDOW)",
+        "paged_attention_triton", "window and float32",
+    ),
+    Mutation(
+        "the page of the next key", "paged_attention",
+        "tl.load(table_ptr + key // PAGE_SIZE,", "tl.load(table_ptr + (key + 1) // PAGE_SIZE,",
+        "paged_attention_triton", "odd and float32",
+    ),
+    Mutation(
+        "splits that are combined unscaled", "paged_attention",
+        "tl.sum(sums_SD * shrink_S[:, None], axis=0)", "tl.sum(sums_SD, axis=0)",
+        "paged_attention_triton", "long and float32",
+    ),
+    Mutation(
+        "a dropped soft cap", "paged_attention",
+        "        if CAPPED:", "        if CAPPED and BLOCK_N < 0:",
+        "paged_attention_triton", "softcap and float32",
+    ),
+    Mutation(
+        "a rotation the other way", "qkv_rope_store",
+        "tl.where(column < R, -sine_D, sine_D)", "tl.where(column < R, sine_D, -sine_D)",
+        "qkv_rope_store_triton", "odd and float32",
+    ),
+    Mutation(
+        "values stored where keys belong", "qkv_rope_store",
+        "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS)", "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS - 1)",
+        "qkv_rope_store_triton", "odd and float32",
+    ),
+]  # fmt: skip
+
+
+def copy_of_the_package(folder: Path, file: str, text: str | None) -> Path:
+    """A folder that holds `ambidex`, in it links to everything but the Triton kernels, one of them with `text`."""
+    package = folder / "ambidex"
+    kernels = package / FOLDER
+    kernels.mkdir(parents=True)
+    _link(ROOT, package, leave_out={"kernels", ".dev", ".git"})
+    _link(ROOT / "kernels", package / "kernels", leave_out={"triton"})
+    _link(ROOT / FOLDER, kernels, leave_out={"__pycache__", f"{file}.py"})
+    (kernels / f"{file}.py").write_text(
+        text if text is not None else (ROOT / FOLDER / f"{file}.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    return folder
+
+
+def _link(source: Path, target: Path, leave_out: set[str]) -> None:
+    for path in source.iterdir():
+        if path.name not in leave_out:
+            (target / path.name).symlink_to(path)
+
+
+def proved(place: Path, kernel: str, cases: str, proof: str) -> subprocess.CompletedProcess[str]:
+    """The proof of one kernel in that package: ends with 0 where nothing is wrong."""
+    environment = {**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    suite = str(ROOT / "tests" / "kernels" / "test_conformance.py")
+    if proof == "meaning":
+        environment["TRITON_INTERPRET"] = "1"
+        command = ["pytest", "-q", "-x", "-p", "no:cacheprovider", suite, "--ambidex-profile", "nvidia-h200-sxm",
+                   "--ambidex-kernels", kernel, "-k", cases]  # fmt: skip
+    else:
+        folder = str(ROOT / "tests" / "machine_code" / "budgets")
+        command = ["ambidex.bench.machine_code", "check", folder, "sm_90", "--kernels", kernel]
+    return subprocess.run(
+        [sys.executable, "-m", *command], env=environment, cwd=place, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_wrong_kernel_is_caught(mutation: Mutation, tmp_path: Path) -> None:
+    source = (ROOT / FOLDER / f"{mutation.file}.py").read_text(encoding="utf-8")
+    assert source.count(mutation.old) == 1, (
+        f"{mutation.file}.py has changed: {mutation.old!r} is there {source.count(mutation.old)} times"
+    )
+    place = copy_of_the_package(tmp_path, mutation.file, source.replace(mutation.old, mutation.new))
+    done = proved(place, mutation.kernel, mutation.cases, mutation.proof)
+    caught = (
+        "AssertionError" if mutation.proof == "meaning" else "WORSE"
+    )  # what writes out of bounds may crash after it
+    assert done.returncode != 0, f"not caught: {done.stdout}\n{done.stderr}"
+    assert caught in done.stdout, f"{done.stdout}\n{done.stderr}"
+    assert mutation.seen in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(("kernel", "cases", "proof"), sorted({(m.kernel, m.cases, m.proof) for m in MUTATIONS}))
+def test_the_same_proof_passes_on_the_source(kernel: str, cases: str, proof: str, tmp_path: Path) -> None:
+    done = proved(copy_of_the_package(tmp_path, "language", None), kernel, cases, proof)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -1,0 +1,51 @@
+"""`ambidex explain` for cards that are not here: every op's kernel, its launch, and where the launch comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ambidex.cli import run
+from ambidex.hwprofiles.reader import load
+from ambidex.ops import discovery
+
+PROFILES = ["nvidia-h100-sxm", "nvidia-h200-sxm", "nvidia-b200", "amd-mi300x", "amd-mi325x", "amd-mi355x"]
+SOURCES = {"exact", "near", "derived"}
+
+
+def all_sites(sites: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for site in sites:
+        yield site
+        yield from all_sites(site["parts"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_op_has_a_kernel_with_its_launch_and_where_it_comes_from(
+    profile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["explain", "--profile", profile, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["references"] == []
+    kernels, limit = discovery.kernels(), load(profile).on_chip.shared_memory_per_block_kib
+    assert limit is not None
+    served = {site["op"] for site in record["sites"]}
+    assert served >= {"embedding", "norm_linear", "qkv_rope_store", "paged_attention", "linear_add", "gated_linear"}
+    for site in all_sites(record["sites"]):
+        for choice in site["choices"]:
+            if choice["chosen"] == "parts":
+                assert site["parts"]
+                continue
+            kernel = kernels[choice["chosen"]]
+            assert (choice["launch_source"] in SOURCES) == (kernel.launch is not None)
+            assert bool(choice["launch"]) == (kernel.launch is not None)
+            if kernel.on_chip_bytes is not None:
+                assert kernel.on_chip_bytes(choice["launch"]) <= limit * 1024
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_text_says_it_too(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "--profile", profile, "--site", "qkv_rope_store"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert any(f"qkv_rope_store_triton ({source}: block_h=" in text for source in SOURCES)
