@@ -87,10 +87,11 @@ class SlotTable:
         spans = step.spans[step.logits[:, 0]]
         rows = np.flatnonzero(self._is_penalized[spans[:, 0]])
         longest = int(spans[rows, 1:].sum(axis=1).max(initial=1))
-        width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, self.tokens.shape[1])
+        width = -(-longest // _WIDTH_STEP) * _WIDTH_STEP
         tokens, lengths = self.tokens.new_zeros((len(lengths_L), width)), torch.zeros_like(lengths_L)
         places, slots = self.to_device(rows), self.to_device(spans[rows, 0])
-        tokens[places] = self.tokens[:, :width].index_select(0, slots)
+        found = self.tokens[:, :width].index_select(0, slots)
+        tokens[places, : found.shape[1]] = found
         lengths[places] = lengths_L[places]
         return tokens, lengths
 

@@ -15,6 +15,7 @@ from ambidex.runtime.step import SlotAdded, Step
 from hypothesis import given
 from hypothesis import strategies as st
 
+assert OP.reference is not None
 REFERENCE = OP.reference
 LEVEL = [name for name, code in LEVELS.items() if code <= load().cpu_level][-1]
 
@@ -67,7 +68,7 @@ def test_a_slot_taken_again_forgets_who_had_it() -> None:
 
 def test_only_rows_with_penalties_bring_their_tokens() -> None:
     """C follows the longest context among them, whatever the others have and however long a request may become."""
-    slots = SlotTable(4, 64, {"kv": 2}, 64, torch.device("cpu"))
+    slots = SlotTable(4, 41, {"kv": 2}, 64, torch.device("cpu"))
     plain = replace(added(0, [3] * 40), repetition=1.0, presence=0.0, frequency=0.0)
     slots.apply(Step(added=(plain, added(1, [7, 8]), added(2, [5] * 20))))
     spans = np.array([[1, 1, 1], [0, 39, 1], [2, 19, 1]])
@@ -78,6 +79,9 @@ def test_only_rows_with_penalties_bring_their_tokens() -> None:
     assert sampling.positions.tolist() == [2, 40, 20], "the draw still knows where it is"
     nobody = slots.sampling(torch.tensor([0]), replace(step, spans=spans[[1]], logits=np.array([[0, 0]])))
     assert (nobody.tokens.shape, nobody.lengths.tolist()) == ((1, 16), [0])
+    slots.apply(Step(added=(added(0, [9] * 41),)))
+    longest = slots.sampling(torch.tensor([0]), replace(step, spans=np.array([[0, 40, 1]]), logits=np.array([[0, 0]])))
+    assert longest.tokens.tolist() == [[9] * 41 + [0] * 7]
 
 
 @given(st.data())
