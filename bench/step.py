@@ -96,7 +96,8 @@ class _Bench:
     def __init__(self, plan: Plan, decided: Decisions) -> None:
         self._decided, self._backend, self._device = decided, decided.backend, decided.device
         built: Built = build_measured(decided, load=self._drawn)
-        self._worker: Worker = built.engine.worker
+        assert isinstance(built.engine.worker, Worker)
+        self._worker = built.engine.worker
         self._sites = [bound.site for bound in decided.binding.sites]
         for layers in self._worker.state.values():
             for pages in layers:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...ops.contract import Kernel
@@ -17,14 +19,14 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 def gated_linear_triton(
     x: torch.Tensor, weight: Weight, norm: Weight | None = None, bias: Weight | None = None, *, eps: float = 0.0,
-    **launch: int,
+    **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return product(x, weight, norm, bias, eps=eps, gated=True, **launch)
 
 
 def gated_linear_triton_large(
     x: torch.Tensor, weight: Weight, norm: Weight | None = None, bias: Weight | None = None, *, eps: float = 0.0,
-    **launch: int,
+    **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return large_product(x, weight, norm, bias, eps=eps, gated=True, **launch)
 

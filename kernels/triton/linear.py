@@ -5,6 +5,8 @@ The invariant one serves any number of rows, at one tile."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...ops.contract import Kernel
@@ -18,13 +20,13 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 def linear_triton(
-    x: torch.Tensor, weight: Weight, bias: Weight | None = None, *, out_dtype: torch.dtype | None = None, **launch: int,
+    x: torch.Tensor, weight: Weight, bias: Weight | None = None, *, out_dtype: torch.dtype | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return product(x, weight, bias=bias, out_dtype=out_dtype, **launch)
 
 
 def linear_triton_large(
-    x: torch.Tensor, weight: Weight, bias: Weight | None = None, *, out_dtype: torch.dtype | None = None, **launch: int,
+    x: torch.Tensor, weight: Weight, bias: Weight | None = None, *, out_dtype: torch.dtype | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return large_product(x, weight, bias=bias, out_dtype=out_dtype, **launch)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...ops.contract import Kernel
@@ -16,13 +18,13 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 def linear_add_triton(
-    x: torch.Tensor, weight: Weight, residual: torch.Tensor, bias: Weight | None = None, **launch: int,
+    x: torch.Tensor, weight: Weight, residual: torch.Tensor, bias: Weight | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return product(x, weight, bias=bias, residual=residual, **launch)
 
 
 def linear_add_triton_large(
-    x: torch.Tensor, weight: Weight, residual: torch.Tensor, bias: Weight | None = None, **launch: int,
+    x: torch.Tensor, weight: Weight, residual: torch.Tensor, bias: Weight | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return large_product(x, weight, bias=bias, residual=residual, **launch)
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ...ops.contract import Kernel
@@ -17,14 +19,14 @@ _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 def norm_linear_triton(
     x: torch.Tensor, norm: Weight, weight: Weight, bias: Weight | None = None, *, eps: float,
-    out_dtype: torch.dtype | None = None, **launch: int,
+    out_dtype: torch.dtype | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return product(x, weight, norm, bias, eps=eps, out_dtype=out_dtype, **launch)
 
 
 def norm_linear_triton_large(
     x: torch.Tensor, norm: Weight, weight: Weight, bias: Weight | None = None, *, eps: float,
-    out_dtype: torch.dtype | None = None, **launch: int,
+    out_dtype: torch.dtype | None = None, **launch: Any,
 ) -> torch.Tensor:  # fmt: skip
     return large_product(x, weight, norm, bias, eps=eps, out_dtype=out_dtype, **launch)
 
