@@ -9,9 +9,10 @@ rare: the latter are compiled in the case's own bucket, other types than bfloat1
 one folder a minor version of the compiler (`triton-3.9`), in it one file a device function, by target, one line an
 entry of the compiler's cache.
 
-Never allowed, whatever a budget says: spilled registers, scratch memory, more on-chip memory than the profile has for a
-block, and TF32 or XF32, because the kernels ask for IEEE where they multiply float32. A budget holds the rest: matrix
-instructions (their kind and types), registers, on-chip bytes, accesses of global memory narrower than 16 bytes.
+Never allowed, whatever a budget says: more on-chip memory than the profile has for a block, and TF32 or XF32, because
+the kernels ask for IEEE where they multiply float32. A budget holds the rest: matrix instructions (their kind and
+types), registers, on-chip bytes, accesses of global memory narrower than 16 bytes, and spills (of registers, or bytes
+of scratch memory), which are named where there are any: what spills stands in a diff, and every run counts it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ TARGETS = {"sm_90": "nvidia-h200-sxm", "sm_100": "nvidia-b200", "gfx942": "amd-m
 
 _META = torch.device("meta")
 _NUM_SLOWEST = 3
+_COUNTED = {"registers": "registers", "shared": "bytes on chip", "narrow": "narrow accesses", "spills": "spills"}
 _REDUCED = re.compile(r"tf32")  # xf32 is AMD's
 _MAIN = torch.bfloat16
 _ODD = "odd"
@@ -117,6 +119,7 @@ def _facts(code: Any) -> dict[str, Any]:
         "loads": _widths(code.loads),
         "stores": _widths(code.stores),
         "narrow": code.num_narrow,
+        **({"spills": spills} if (spills := max(code.spilled, code.scratch_bytes)) else {}),
     }
 
 
@@ -128,8 +131,6 @@ def _widths(found: Mapping[int | str, int]) -> str:
 
 def _violations(code: Any, profile: Profile) -> Iterator[str]:
     limit = profile.on_chip.shared_memory_per_block_kib
-    if code.spilled or code.scratch_bytes:
-        yield f"spills: {code.spilled} registers or bytes, {code.scratch_bytes} bytes of scratch"
     if limit is not None and code.shared_bytes > limit * 1024:
         yield f"takes {code.shared_bytes:,} bytes on chip, {profile.name} has {limit * 1024:,.0f} for a block"
     yield from (f"multiplies by {found}: float32 is to be IEEE" for found in code.matrix if _REDUCED.search(found))
@@ -140,15 +141,16 @@ def worse(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     found = []
     if old["matrix"] != new["matrix"]:
         found.append(f"matrix instructions {old['matrix'] or 'none'} → {new['matrix'] or 'none'}")
-    for name, unit in (("registers", "registers"), ("shared", "bytes on chip"), ("narrow", "narrow accesses")):
-        if new[name] > old[name]:
+    for name, unit in _COUNTED.items():
+        before, now = old.get(name, 0), new.get(name, 0)
+        if now > before:
             detail = f" (loads {new['loads']}, stores {new['stores']})" if name == "narrow" else ""
-            found.append(f"{unit} {old[name]:,} → {new[name]:,}{detail}")
+            found.append(f"{unit} {before:,} → {now:,}{detail}")
     return found
 
 
 def better(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return not worse(old, new) and any(new[name] < old[name] for name in ("registers", "shared", "narrow"))
+    return not worse(old, new) and any(new.get(name, 0) < old.get(name, 0) for name in _COUNTED)
 
 
 def compared(folder: Path, target: str, found: Budgets) -> tuple[list[str], list[str]]:
@@ -222,7 +224,8 @@ def _proved(given: Namespace, target: str) -> int:
 
 def _tell(what: str, made: Collected, seconds: float, failures: list[str], hints: list[str]) -> None:
     count = sum(map(len, made.found.values()))
-    print(f"{what}: {count} entries of {len(made.found)} kernels, {seconds:.0f} s")
+    spilling = sum("spills" in facts for entries in made.found.values() for facts in entries.values())
+    print(f"{what}: {count} entries of {len(made.found)} kernels, {spilling} of them spill, {seconds:.0f} s")
     for name in sorted(made.seconds, key=made.seconds.__getitem__, reverse=True)[:_NUM_SLOWEST]:
         print(f"  slow: {made.seconds[name]:.1f} s {name}")
     for line in failures:
