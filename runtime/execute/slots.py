@@ -33,6 +33,7 @@ class SlotTable:
         }
         self._reals = torch.zeros((len(_REALS), num_slots), dtype=torch.float32, device=device)
         self._integers = torch.zeros((len(_INTEGERS), num_slots), dtype=torch.int64, device=device)
+        self._gathered: tuple[bytes, dict[str, torch.Tensor]] = (b"", {})  # of these slots; good until one is taken
 
     def apply(self, step: Step) -> None:
         """Takes in the deltas: moved, then added, then pages. A freed slot keeps its values until somebody takes it."""
@@ -40,20 +41,20 @@ class SlotTable:
             self._move(source, target)
         if step.added:
             self._add(step.added)
+        if step.added or len(step.moved):
+            self._gathered = (b"", {})
         for group, rows in step.pages.items():
             slots, indices, pages = (self.to_device(column) for column in rows.T)
             self.page_tables[group][slots, indices] = pages.int()
 
-    def append(self, slots: torch.Tensor, ids: torch.Tensor) -> None:
-        """Writes each sampled id behind its slot's tokens."""
-        lengths = self.lengths[slots]
+    def append(self, slots: torch.Tensor, lengths: torch.Tensor, ids: torch.Tensor) -> None:
+        """Writes each sampled id behind its slot's tokens. lengths: how many those are."""
         self.tokens[slots, lengths] = ids
         self.lengths[slots] = lengths + 1
 
     def sampling(self, slots: torch.Tensor, step: Step) -> Sampling:
-        """The sampler's view of the rows that yield logits."""
-        rows = dict(zip(_REALS, self._reals[:, slots].unbind(), strict=True))
-        rows |= dict(zip(_INTEGERS, self._integers[:, slots].unbind(), strict=True))
+        """The sampler's view of the rows that yield logits. slots: theirs, in order."""
+        rows = self._parameters(slots, step)
         lengths = self.lengths[slots]
         longest = self.tokens.shape[1] if step.penalized else 0
         return Sampling(
@@ -75,6 +76,15 @@ class SlotTable:
             filtered=step.filtered,
             penalized=step.penalized,
         )
+
+    def _parameters(self, slots: torch.Tensor, step: Step) -> dict[str, torch.Tensor]:
+        """By name, of each row: the same from step to step while the same requests decode."""
+        key = step.spans[step.logits[:, 0], 0].tobytes()
+        if key != self._gathered[0]:
+            rows = dict(zip(_REALS, self._reals[:, slots].unbind(), strict=True))
+            rows |= dict(zip(_INTEGERS, self._integers[:, slots].unbind(), strict=True))
+            self._gathered = key, rows
+        return self._gathered[1]
 
     def to_device(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)

@@ -90,8 +90,9 @@ class Worker:
         if not len(step.logits):
             return Sampled.none
         slots = self.slots.to_device(step.spans[step.logits[:, 0], 0])
-        sampled = self.ops.sample(logits, self.slots.sampling(slots, step))
-        self.slots.append(slots, sampled[0])
+        sampling = self.slots.sampling(slots, step)
+        sampled = self.ops.sample(logits, sampling)
+        self.slots.append(slots, sampling.lengths, sampled[0])
         return _fetched(sampled)
 
     def _forward(self, step: Step) -> torch.Tensor:
