@@ -8,7 +8,7 @@
 #include "internal.h"
 
 enum {
-    STREAM_AHEAD = 4096,    /* bytes of a panel that prefetches run ahead when it comes from memory */
+    STREAM_AHEAD = 2048,    /* bytes of a panel that prefetches run ahead when it comes from memory */
     STREAM_BYTES = 1 << 16, /* of a task with few rows, about */
     GROUP_ROWS = 256,       /* about 512 KiB of x a pass */
     PASS_BLOCKS = 2,        /* K-blocks of a pass with many rows */

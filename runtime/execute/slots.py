@@ -56,7 +56,7 @@ class SlotTable:
         """The sampler's view of the rows that yield logits. slots: theirs, in order."""
         rows = self._parameters(slots, step)
         lengths = self.lengths[slots]
-        longest = self.tokens.shape[1] if step.penalized else 0
+        seen = self.tokens[slots] if step.penalized else self.tokens[: len(slots), :0]
         return Sampling(
             temperature=rows["temperature"],
             top_k=rows["top_k"],
@@ -67,7 +67,7 @@ class SlotTable:
             frequency=rows["frequency"],
             seeds=rows["seed"],
             positions=lengths,
-            tokens=self.tokens[:, :longest].index_select(0, slots),
+            tokens=seen,
             prompt_lengths=rows["prompt_length"],
             lengths=lengths,
             mask=self._mask(step),
