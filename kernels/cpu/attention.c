@@ -100,8 +100,10 @@ static void take_queries(const attention_state *s, const attention_room *room, a
         room->end_key[row] = position + 1;
         room->max[row] = -__builtin_inff();
     }
-    memset(room->sum, 0, (size_t)(s->max_rows * PANEL * 4));
-    memset(room->out, 0, (size_t)(s->num_d_panels * s->max_rows * PANEL * 4));
+    const int64_t touched_bytes = round_up(num_rows, MAX_TILE_ROWS) * PANEL * 4; /* by tiles, few where one token decodes */
+    memset(room->sum, 0, (size_t)touched_bytes);
+    for (int64_t panel = 0; panel < s->num_d_panels; panel++)
+        memset(room->out + panel * s->max_rows * PANEL, 0, (size_t)touched_bytes);
 }
 
 /* Where a key's or value's row lies in its plane. */

@@ -9,12 +9,17 @@
  * that task's job; who comes late finds none left and has touched nothing but a counter. Between jobs `left` is at most
  * 0, and the next job's count is stored over whatever latecomers made of it.
  *
+ * The pool's threads keep off the processor that the caller runs on, where there are others. A kernel that wakes a
+ * thread beside its waker (a virtual machine's may, to leave processors idle) would have a job of two threads take the
+ * time of one, and its spinning threads take that from the caller.
+ *
  * Idle threads, and callers whose last tasks others hold, spin for about the time between two calls of a step and then
  * sleep. Who finds the pool taken, by another caller or by the job whose task he is, runs his job alone. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -44,7 +49,9 @@ static struct {
     atomic_uint num_done __attribute__((aligned(64))); /* tasks: what the caller waits on */
     atomic_int is_awaited;                             /* by a caller that sleeps */
     atomic_flag is_taken __attribute__((aligned(64))); /* by a caller; what follows is his */
-    int num_started;
+    pthread_t threads[MAX_THREADS];
+    int num_started, num_placed; /* of the threads, and how many keep off … */
+    int avoided;                 /* … this processor */
     int heeds_fork;
 } pool = {.is_taken = ATOMIC_FLAG_INIT};
 
@@ -62,11 +69,24 @@ static void sleep_while(atomic_uint *word, unsigned value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 static void wake_all(atomic_uint *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }
+
+/* Has the threads keep off the caller's processor. Where there are fewer processors than threads, each may run anywhere. */
+static void make_way(void) {
+    const int here = sched_getcpu();
+    if (here < 0 || here >= CPU_SETSIZE || (here == pool.avoided && pool.num_placed == pool.num_started)) return;
+    pool.avoided = here;
+    pool.num_placed = pool.num_started;
+    cpu_set_t processors;
+    if (sched_getaffinity(0, sizeof processors, &processors)) return;
+    if (CPU_COUNT(&processors) > pool.num_started) CPU_CLR(here, &processors);
+    for (int i = 0; i < pool.num_started; i++) pthread_setaffinity_np(pool.threads[i], sizeof processors, &processors);
+}
 #else
 /* Without futexes nobody could sleep: the calling thread works alone. */
 void ambidex_set_num_threads(int32_t num_threads) { (void)num_threads; }
 static void sleep_while(atomic_uint *word, unsigned value) { (void)word, (void)value; }
 static void wake_all(atomic_uint *word) { (void)word; }
+static void make_way(void) {}
 #endif
 
 static void relax(void) {
@@ -135,7 +155,7 @@ static void forget_threads(void) {
     for (int share = 0; share < MAX_THREADS; share++) atomic_store(&shares[share].left, 0);
     atomic_store(&pool.num_asleep, 0);
     atomic_store(&pool.is_awaited, 0);
-    pool.num_started = 0;
+    pool.num_started = pool.num_placed = 0;
     atomic_flag_clear(&pool.is_taken);
 }
 
@@ -150,8 +170,8 @@ static void start_threads(int num_threads) {
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; pool.num_started + 1 < num_threads; pool.num_started++) {
-        pthread_t thread;
-        if (pthread_create(&thread, &attributes, serve, (void *)(intptr_t)(pool.num_started + 1))) break;
+        pthread_t *thread = &pool.threads[pool.num_started];
+        if (pthread_create(thread, &attributes, serve, (void *)(intptr_t)(pool.num_started + 1))) break;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
@@ -183,6 +203,7 @@ void ambidex_run(int64_t count, void (*body)(void *, int64_t), void *data) {
         return;
     }
     if (pool.num_started + 1 < num_threads) start_threads(num_threads);
+    make_way();
     run_together(count, body, data, num_threads);
     atomic_flag_clear(&pool.is_taken);
 }

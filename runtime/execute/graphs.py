@@ -36,6 +36,7 @@ def ladder(max_rows: int, step: int) -> tuple[int, ...]:
 @dataclass
 class _Captured:
     inputs: torch.Tensor  # [2, rows] int64: slots, positions (-1: an empty row)
+    starts: torch.Tensor  # [rows + 1] int32, held for the graph
     logits: torch.Tensor
     replay: Callable[[], None]
 
@@ -116,16 +117,17 @@ class Graphs:
     def _capture(self, size: int) -> None:
         inputs = torch.zeros((2, size), dtype=torch.int64, device=self._slots.device)
         inputs[1] = -1
+        starts = torch.arange(size + 1, dtype=torch.int32, device=self._slots.device)  # one token a request, always
         logits: list[torch.Tensor] = []
 
         def step() -> None:
-            logits[:] = [self._kept(self._forward(self._batch(inputs)))]
+            logits[:] = [self._kept(self._forward(self._batch(inputs, starts)))]
 
         replay = self._backend.capture(step)
         if replay is None or isinstance(replay, str):
             self.refusal = replay or f"backend {self._backend.name} records nothing"
         else:
-            self._captured[size] = _Captured(inputs, logits[0], replay)
+            self._captured[size] = _Captured(inputs, starts, logits[0], replay)
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """Where graphs share one pool of memory, so do their results: kept apart, those of a ladder up to 512 would
@@ -136,8 +138,8 @@ class Graphs:
             self._logits = logits.new_empty((self.sizes[-1], logits.shape[1]))
         return self._logits[: len(logits)].copy_(logits)
 
-    def _batch(self, inputs: torch.Tensor) -> Batch:
-        """The batch of a decode step, gathered on the device."""
+    def _batch(self, inputs: torch.Tensor, starts: torch.Tensor) -> Batch:
+        """The batch of a decode step, gathered on the device. starts: where each row's queries begin."""
         slots, first = inputs
         positions, is_empty = first.clamp(min=0), first < 0
         tables = {group: table.index_select(0, slots) for group, table in self._slots.page_tables.items()}
@@ -146,7 +148,6 @@ class Graphs:
             size = self._page_sizes[group]
             pages = table.gather(1, (positions // size)[:, None])[:, 0]
             stored[group] = torch.add(positions % size, pages, alpha=size).masked_fill_(is_empty, -1)
-        starts = torch.arange(len(slots) + 1, dtype=torch.int32, device=slots.device)
         lengths = (positions + 1).int()
         return Batch(
             ids=self._slots.tokens[slots, positions],

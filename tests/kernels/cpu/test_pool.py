@@ -79,6 +79,42 @@ def test_the_pool_starts_anew_in_a_forked_child() -> None:
         assert read(library, words) == expected
 
 
+KEEPS_OFF = """
+import os, sys, torch
+from ambidex.kernels.cpu.library import load
+
+def own_threads():
+    return set(os.listdir("/proc/self/task"))
+
+library, words = load(), torch.zeros(1 << 16)
+before, allowed = own_threads(), os.sched_getaffinity(0)
+library.set_num_threads(int(sys.argv[1]))
+for processor in sorted(allowed) * 2:
+    os.sched_setaffinity(0, {processor})  # of the calling thread alone: it is moved there
+    os.sched_setaffinity(0, allowed)
+    library.read_bandwidth(0, words.data_ptr(), 1 << 18)
+    masks = [os.sched_getaffinity(int(thread)) for thread in own_threads() - before]
+    print(processor, len(allowed), *(len(mask) * (processor not in mask) for mask in masks))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not place threads")
+def test_threads_keep_off_the_callers_processor_where_there_are_others() -> None:
+    def answers(num_threads: int) -> list[list[int]]:
+        command = [sys.executable, "-c", KEEPS_OFF, str(num_threads)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        return [[int(word) for word in line.split()[1:]] for line in done.stdout.splitlines()]
+
+    processors = len(os.sched_getaffinity(0))
+    if processors > 1:
+        # The scheduler may move the caller between its placing and its call: most answers, not all.
+        kept = [masks == [count - 1] for count, *masks in answers(2)]
+        assert sum(kept) > len(kept) / 2
+    assert all(masks == [0] * processors for _, *masks in answers(processors + 1))
+
+
 def seconds_of(library: Library, words: torch.Tensor, num_jobs: int) -> float:
     start = time.perf_counter()
     for _ in range(num_jobs):
