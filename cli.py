@@ -27,6 +27,7 @@ from .commands.ops import ops
 from .commands.overload import overload
 from .commands.prefix import prefix
 from .commands.profiles import profiles
+from .commands.step import step
 from .commands.throughput import throughput
 from .commands.tune import tune
 
@@ -68,7 +69,7 @@ def _bench() -> None:
 
 for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels):
     app.command()(command)
-for measurement in (latency, throughput, prefix, micro, ops, host, interference, overload):
+for measurement in (latency, throughput, prefix, micro, ops, step, host, interference, overload):
     bench.command()(measurement)
 app.add_typer(bench, name="bench")
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..ops.manifest import manifest
 from ..ops.step_cost import step_cost
 from ..ops.types import ONE_DEVICE, Cost, Weight, dtype_name
 from ..runtime.arena import Arena
@@ -32,6 +33,7 @@ from ..runtime.model import Model, Parameter
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide
 from ..runtime.step import Step
+from .results import conditions
 from .shapes import Shape, write_config
 
 _DEVIATION = 0.02
@@ -71,7 +73,15 @@ def measure(plan: Plan) -> dict[str, Any]:
     limits = bench.limits()
     decode = [bench.decode(batch, context, limits) for batch, context in plan.cases()]
     prefill = [bench.prefill(count, limits) for count in plan.prompts]
-    return {**limits, "decode": decode, "prefill": prefill, "fit": fitted(decode, bench.weight_s(limits))}
+    fit = fitted(decode, bench.weight_s(limits))
+    return {
+        **conditions(),
+        **limits,
+        "manifest": manifest(decided.binding),
+        "decode": decode,
+        "prefill": prefill,
+        "fit": fit,
+    }
 
 
 def fitted(decode: Sequence[dict[str, Any]], weight_s: float) -> dict[str, float] | None:
@@ -80,7 +90,7 @@ def fitted(decode: Sequence[dict[str, Any]], weight_s: float) -> dict[str, float
     if len(alone) < 2:
         return None
     slope, constant = np.polyfit([each["context"] for each in alone], [each["ms"] for each in alone], 1)
-    return {"constant_ms": constant, "slope_ms": slope, "overhead_ms": constant - 1e3 * weight_s}
+    return {"constant_ms": float(constant), "slope_ms": float(slope), "overhead_ms": float(constant) - 1e3 * weight_s}
 
 
 def _options(plan: Plan, folder: str) -> Options:

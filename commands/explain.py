@@ -68,7 +68,7 @@ def bound(
 
     numbers, missing = target(profile)
     sites = model_sites(model, dtype, numbers)
-    asked = policy(Options(determinism=determinism, fallback=fallback, kernels=kernels))
+    asked = policy(Options(determinism=determinism, fallback=fallback, kernels=kernels), numbers)
     return bind(sites, numbers, asked, missing=missing)
 
 

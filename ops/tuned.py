@@ -27,7 +27,7 @@ from .discovery import plugins
 from .types import Scalar, Site, dtype_name
 
 FOLDER = Path(__file__).resolve().parent.parent / "kernels" / "tuned"
-MAX_RATIO, MAX_ROWS_RATIO = 8.0, 4.0
+MAX_RATIO, MAX_ROWS_RATIO = 8.0, 2.0
 """A row whose sizes, or whose number of rows, are further away than this factor says nothing about a site."""
 
 _VALUES_ONLY = frozenset({"eps", "scale", "scaling"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +30,10 @@ _REALS = {
     "step_budget_ms": ("a number of milliseconds above 0", 1e9),
 }  # fmt: skip
 _FLAGS = ("prefix_caching", "overlap", "graphs", "progress")
+
+
+_TILE_PAGES = (64, 128, 32, 16)
+"""Sizes of pages in the order in which they are tried: 64 keys are a tile of attention's kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,9 @@ def _is_choice(kernels: object) -> bool:
     return isinstance(kernels, Mapping) and all(isinstance(word, str) for pair in kernels.items() for word in pair)
 
 
-def policy(options: Options) -> Policy:
+def policy(options: Options, profile: Profile | None = None) -> Policy:
+    """What the options ask of a binding. Where memory is fast and a matrix unit reads whole tiles of keys, a page that
+    holds a tile comes first: one number then says where the tile lies. Elsewhere small pages waste less of a prefix."""
     try:
         level = Determinism(options.determinism)
     except ValueError:
@@ -126,7 +132,8 @@ def policy(options: Options) -> Policy:
         raise ConfigError(f"determinism is {options.determinism!r}: it is one of {known}") from None
     if options.fallback not in FALLBACKS:
         raise ConfigError(f"fallback is {options.fallback!r}: it is one of {', '.join(FALLBACKS)}")
-    return Policy(determinism=level, fallback=options.fallback, choices=MappingProxyType(dict(options.kernels)))
+    asked = Policy(determinism=level, fallback=options.fallback, choices=MappingProxyType(dict(options.kernels)))
+    return replace(asked, page_sizes=_TILE_PAGES) if profile and profile.memory.kind == "hbm" else asked
 
 
 def run_dtype(wanted: str, config: ModelConfig, profile: Profile) -> torch.dtype:

@@ -184,7 +184,7 @@ def _settle(
     with phases("trace"):
         sites = trace(model.model_class, model.config, model.config.dtype, model.quantization)
     with phases("bind"):
-        binding = bind(sites, where.profile, policy(options), missing=where.missing)
+        binding = bind(sites, where.profile, policy(options, where.profile), missing=where.missing)
     return binding, fit(_needs(options, where, model, binding), where.budget, cures)
 
 

@@ -276,10 +276,11 @@ def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     row_bytes, rows = _padded(site.dim("D")) * itemsize, _padded(site.dim("H") // site.dim("G"))
     while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
         keys //= 2
+    stages = _stages(_DECODE_STAGES - 1, rows, keys, row_bytes, _on_chip_limit(profile) // 2)
     return {
         "keys": keys,
         "warps": max(1, 128 // profile.lane_width),
-        "stages": _stages(_DECODE_STAGES, rows, keys, row_bytes, _on_chip_limit(profile) // 2),
+        "stages": stages + 1 if stages > 2 else stages,  # to find its page takes a tile a stage of its own
         "programs": 2 * units,
         "pdl": overlaps(profile),
         **_named(prefill_launch.launch(site, profile, bucket)),

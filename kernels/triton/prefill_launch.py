@@ -26,7 +26,9 @@ _TILES: tuple[_Tile, ...] = (
     (128, 64, 256, 3), (128, 64, 256, 2), (64, 64, 128, 3), (64, 64, 128, 2), (64, 32, 128, 2),
     (32, 32, 128, 2), (16, 16, 128, 1),
 )  # fmt: skip
-_HOPPER_TILES: tuple[_Tile, ...] = ((64, 64, 128, 3), (128, 128, 256, 2))
+_HOPPER_TILES: tuple[_Tile, ...] = ((128, 64, 256, 2), (128, 64, 256, 3), (64, 64, 128, 3), (128, 128, 256, 2))
+_HOPPER_REGISTERS, _MAX_REGISTERS = 65536, 255  # of a unit, of a thread
+_NARROW_HEAD = 128
 _FULL_TILES: tuple[_Tile, ...] = ((16, 32, 128, 2), (32, 32, 256, 2), (16, 16, 128, 1))
 """For float32, which multiplies outside the matrix units of NVIDIA, from registers: by descriptors it would spill."""
 
@@ -83,8 +85,18 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile) -> Launch:
         "packed": bucket <= _MAX_PACKED_ROWS,
         "described": "tma" in profile.capabilities and site.dtypes["x"].itemsize == 2,
         "slices": profile.on_chip.l2_slices or 1,
+        **_registers(site, profile, threads),
         **amd_options(profile, waves_per_unit=0),
     }
+
+
+def _registers(site: Site, profile: Profile, threads: int) -> Launch:
+    """Half a unit's registers for a program, so that two are at work: left alone the compiler takes more than half of
+    them for 128 rows, and one program's softmax then has no other's products beside it. Wider heads need them all."""
+    if "wgmma" not in profile.capabilities:
+        return {}
+    halves = 2 if _width(site) <= _NARROW_HEAD else 1
+    return {"maxnreg": min(_MAX_REGISTERS, _HOPPER_REGISTERS // (halves * threads))}
 
 
 def _rows(site: Site, rows: int, packed: bool) -> int:

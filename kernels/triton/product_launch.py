@@ -18,7 +18,7 @@ MAX_ROWS = 64
 _MIN_ROWS = 16  # of a tile, for matrix units whose right operand is no narrower
 _NARROW_ROWS = 8  # NVIDIA's are
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
-_PROGRAMS_PER_UNIT = 2
+_PROGRAMS_PER_UNIT = 1.6
 _MAX_SPLITS, _MAX_STAGES = 16, 4
 _EARLY = 128  # of K
 _DEPTHS = ((2, 0), (3, 0), (4, 0), (3, _EARLY))  # stages, and what is loaded early
@@ -75,13 +75,16 @@ def _row(rows: int, width: int, num_warps: int, profile: Profile) -> Launch:
 
 
 def _fitted(site: Site, profile: Profile, bucket: int, block_n: int) -> Launch:
-    """A tile for up to `bucket` rows: as many stages as fit, and shares of K enough to give every unit its work."""
+    """A tile for up to `bucket` rows: as many stages as fit, and shares of K enough to give every unit its work. Of
+    more rows than the narrowest tile has, x is large enough to be read in wider pieces, and nothing is loaded early."""
     units = profile.compute.units or _DEFAULT_UNITS
+    few = bucket <= _NARROW_ROWS
+    block_n, early = (block_n, _EARLY) if few else (64, 0)
     splits = 1
     while splits < _MAX_SPLITS and splits * -(-site.dim("N") // block_n) < _PROGRAMS_PER_UNIT * units:
         splits *= 2
-    for block_k, stages in ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2)):
-        tile = _tile(site, profile, bucket, block_n, block_k, splits, stages, _EARLY)
+    for block_k, stages in (((64, 4),) if few else ((128, 3),)) + ((64, 3), (64, 2), (32, 2), (16, 2)):
+        tile = _tile(site, profile, bucket, block_n, block_k, splits, stages, early)
         if fits(site, profile, tile) is None:
             return tile
     return _tile(site, profile, _MIN_ROWS, 16, 16, splits, 1, 0)

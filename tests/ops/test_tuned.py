@@ -170,7 +170,7 @@ def test_the_order_of_sources() -> None:
     exact = table([row(site, rows=1), row(site, rows=512, launch={"block": 64, "level": "plain"})])
     assert outcome(bound(site, made, [exact])) == [
         ("k", "exact", 32),  # 1 row
-        ("k", "derived", 16),  # 8: nothing within a factor of 4
+        ("k", "derived", 16),  # 8: nothing within a factor of 2
         ("k", "derived", 16),  # 64
         ("k", "exact", 64),  # 512
         ("k", "derived", 16),  # beyond: 4,096 rows stand for it
@@ -260,9 +260,9 @@ def test_distance_is_symmetric(outputs: int, other: int, rows: int, others: int)
     assert there == distance(row(linear_site(other), rows=others), timed_dims(linear_site(outputs)), rows)
     assert (there == 0) == ((outputs, rows) == (other, others))
     assert (there is None) == (
-        max(outputs, other) > 8 * min(outputs, other) or max(rows, others) > 4 * min(rows, others)
+        max(outputs, other) > 8 * min(outputs, other) or max(rows, others) > 2 * min(rows, others)
     )
-    assert there is None or there <= math.log(8) + math.log(4) + 1e-6
+    assert there is None or there <= math.log(8) + math.log(2) + 1e-6
 
 
 def test_ties_are_settled_by_name() -> None:
