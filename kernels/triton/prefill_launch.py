@@ -92,10 +92,11 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile) -> Launch:
 
 def _registers(site: Site, profile: Profile, threads: int) -> Launch:
     """Half a unit's registers for a program, so that two are at work: left alone the compiler takes more than half of
-    them for 128 rows, and one program's softmax then has no other's products beside it. Wider heads need them all."""
+    them for 128 rows, and one program's softmax then has no other's products beside it. Wider heads, windows and
+    soft caps need more than that."""
     if "wgmma" not in profile.capabilities:
         return {}
-    halves = 2 if _width(site) <= _NARROW_HEAD else 1
+    halves = 1 if _width(site) > _NARROW_HEAD or site.dims["window"] or site.dims["softcap"] else 2
     return {"maxnreg": min(_MAX_REGISTERS, _HOPPER_REGISTERS // (halves * threads))}
 
 

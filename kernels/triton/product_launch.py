@@ -21,6 +21,9 @@ _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: w
 _PROGRAMS_PER_UNIT = 1.6
 _MAX_SPLITS, _MAX_STAGES = 16, 4
 _EARLY = 128  # of K
+_TILES = ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2))  # of K, stages
+_WIDE = (128, 3)
+_TCGEN05_ROWS = 64  # of a left operand, from which the compiler takes it
 _DEPTHS = ((2, 0), (3, 0), (4, 0), (3, _EARLY))  # stages, and what is loaded early
 _ROW_TILE, _ROW_WIDTH = 4, 2048  # 16 KiB of the weight at once
 
@@ -54,7 +57,9 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
-    """Why a launch does not fit the device's memory per block, if it does not."""
+    """Why a launch does not fit the device's memory per block, or its compiler, if it does not."""
+    if launch["block_n"] >= _TCGEN05_ROWS and launch["block_t"] and _shares_operand(site, profile):
+        return Reason("shape", f"is no product for tcgen05: fewer than {_TCGEN05_ROWS} outputs a tile")
     limit = _limit(profile)
     needed = _on_chip_bytes(site, launch)
     return (
@@ -75,19 +80,24 @@ def _row(rows: int, width: int, num_warps: int, profile: Profile) -> Launch:
 
 
 def _fitted(site: Site, profile: Profile, bucket: int, block_n: int) -> Launch:
-    """A tile for up to `bucket` rows: as many stages as fit, and shares of K enough to give every unit its work. Of
-    more rows than the narrowest tile has, x is large enough to be read in wider pieces, and nothing is loaded early."""
+    """A tile for up to `bucket` rows: as many stages as fit, and shares of K enough to give every unit its work."""
     units = profile.compute.units or _DEFAULT_UNITS
-    few = bucket <= _NARROW_ROWS
-    block_n, early = (block_n, _EARLY) if few else (64, 0)
+    wide = bucket > _NARROW_ROWS and _is_wide(site, profile)
+    block_n, early = (64, 0) if wide else (block_n, _EARLY)
     splits = 1
     while splits < _MAX_SPLITS and splits * -(-site.dim("N") // block_n) < _PROGRAMS_PER_UNIT * units:
         splits *= 2
-    for block_k, stages in (((64, 4),) if few else ((128, 3),)) + ((64, 3), (64, 2), (32, 2), (16, 2)):
+    for block_k, stages in (_WIDE, *_TILES) if wide else _TILES:
         tile = _tile(site, profile, bucket, block_n, block_k, splits, stages, early)
         if fits(site, profile, tile) is None:
             return tile
     return _tile(site, profile, _MIN_ROWS, 16, 16, splits, 1, 0)
+
+
+def _is_wide(site: Site, profile: Profile) -> bool:
+    """Whether more rows than the narrowest tile has are read in wide pieces, which was faster where it was measured;
+    masks, and values multiplied outside the matrix unit, would not leave them the registers."""
+    return "wgmma" in profile.capabilities and site.dtypes["x"].itemsize == 2 and site.dim("K") % _WIDE[0] == 0
 
 
 def _tile(
@@ -118,6 +128,11 @@ def _on_chip_bytes(site: Site, launch: Launch) -> int:
     staged = (rows + launch["block_t"]) * launch["block_k"] * itemsize * launch["num_stages"]
     early = (rows + launch["block_t"]) * launch["early"] * itemsize
     return int(max(staged, early, 4 * rows * launch["block_t"]) + launch["block_t"] * launch["block_k"] * itemsize)
+
+
+def _shares_operand(site: Site, profile: Profile) -> bool:
+    """Whether two of tcgen05's products would take one operand from registers: triton 3.6 fails to pipeline them."""
+    return _planes(site) == 2 and "tcgen05" in profile.capabilities
 
 
 def _limit(profile: Profile) -> int:
