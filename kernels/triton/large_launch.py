@@ -137,7 +137,8 @@ def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
     if not launch["described"]:
         return int(staged + _BARRIER_BYTES)
     part = launch["block_t"] * launch["block_n"] // launch["parts"]
-    stored = part * max(itemsize, site.dtypes["y"].itemsize)
+    copies = min(2, launch["parts"]) if "tcgen05" in profile.capabilities else 1  # the sums come from their own memory
+    stored = part * max(itemsize, site.dtypes["y"].itemsize) * copies
     return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + _BARRIER_BYTES)
 
 
