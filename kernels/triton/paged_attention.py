@@ -30,7 +30,7 @@ from ...ops.types import Determinism, Reason, Site
 from . import prefill_launch
 from .language import INTERPRETED, jit, tl
 from .overlap import overlaps
-from .paged_decode import decode
+from .paged_decode import attended, decode
 from .paged_prefill import prefill
 
 _MIN_TILE = 16  # the least that tl.dot takes on any axis
@@ -42,44 +42,6 @@ _PREFILL = "prefill_"  # begins the names of prefill's own launch parameters
 _PROGRAMS_PER_UNIT = 8  # of the decode grid: enough to even out requests of different lengths
 _DEFAULT_UNITS = 64
 _DEFAULT_ON_CHIP_KIB = 48  # where a profile does not say: what every GPU has
-
-
-@jit()
-def _attended(
-    q_MD, position_M, k_ptr, v_ptr, table_ptr, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """A tile of queries over keys [first, end): unnormalised sums, the largest score (base 2), the sum of weights."""
-    column, lane = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    sums_MD = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
-    largest_M = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    weight_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
-    for start in range(first, end, BLOCK_N):
-        key = start + lane
-        inside = key < end
-        page = tl.load(table_ptr + key // PAGE_SIZE, mask=inside, other=0).to(tl.int64)
-        offset_N = page * page_stride + (key % PAGE_SIZE) * slot_stride
-        held = inside[:, None] & (column < D)[None, :]
-        k_ND = tl.load(k_ptr + offset_N[:, None] + column[None, :], mask=held, other=0.0)
-        v_ND = tl.load(v_ptr + offset_N[:, None] + column[None, :], mask=held, other=0.0)
-        if UPCAST:
-            k_ND, v_ND = k_ND.to(tl.float32), v_ND.to(tl.float32)
-        score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
-        if CAPPED:  # scale_log2 has no log2(e) here, and 1 - 2 / (exp(2x) + 1) is tanh(x)
-            score_MN = softcap_log2 * (1.0 - 2.0 / (tl.exp(2.0 * score_MN) + 1.0))
-        seen = inside[None, :] & (key[None, :] <= position_M[:, None])
-        if WINDOW:
-            seen = seen & (key[None, :] > position_M[:, None] - WINDOW)
-        score_MN = tl.where(seen, score_MN, float("-inf"))
-        raised_M = tl.maximum(largest_M, tl.max(score_MN, axis=1))
-        level_M = tl.where(raised_M == float("-inf"), 0.0, raised_M)  # a row that has seen no key yet
-        p_MN = tl.exp2(score_MN - level_M[:, None])
-        shrink_M = tl.exp2(largest_M - level_M)
-        weight_M = weight_M * shrink_M + tl.sum(p_MN, axis=1)
-        sums_MD = tl.dot(p_MN.to(v_ND.dtype), v_ND, sums_MD * shrink_M[:, None], input_precision="ieee")
-        largest_M = raised_M
-    return sums_MD, largest_M, weight_M
 
 
 @jit(do_not_specialize=["table_stride"])
@@ -103,13 +65,12 @@ def _paged_attention_decode_kernel(
     q_MD = tl.load(q_ptr + row * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0)
     if UPCAST:
         q_MD = q_MD.to(tl.float32)
-    position_M = tl.full((BLOCK_M,), 0, dtype=tl.int32) + length - 1
     for split in range(tl.program_id(2), num_splits, tl.num_programs(2)):
         begin = first + split * split_keys
-        sums_MD, largest_M, weight_M = _attended(
-            q_MD, position_M, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
-            tables_ptr + request * table_stride, begin, tl.minimum(begin + split_keys, length), page_stride,
-            slot_stride, scale_log2, softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED, UPCAST,
+        sums_MD, largest_M, weight_M = attended(
+            q_MD, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride, tables_ptr + request * table_stride,
+            begin, tl.minimum(begin + split_keys, length), first, page_stride, slot_stride, scale_log2, softcap_log2,
+            D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, False, CAPPED, UPCAST,
         )  # fmt: skip
         if num_splits == 1:
             y_MD = (sums_MD / weight_M[:, None]).to(y_ptr.dtype.element_ty)

@@ -75,11 +75,11 @@ def _paged_decode_kernel(
         q_MD = tl.load(q_ptr + row * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0)
         if UPCAST:
             q_MD = q_MD.to(tl.float32)
+        shown = tl.maximum(length - WINDOW, 0) if WINDOW else 0
         sums_MD, largest_M, weight_M = attended(
-            q_MD, tl.zeros((BLOCK_M,), dtype=tl.int32) + length - 1, k_ptr + kv_head * head_stride,
-            v_ptr + kv_head * head_stride, tables_ptr + request.to(tl.int64) * table_stride, first, last,
-            page_stride, slot_stride, scale_log2, softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, WINDOW, CAPPED,
-            UPCAST,
+            q_MD, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
+            tables_ptr + request.to(tl.int64) * table_stride, first, last, shown, page_stride, slot_stride, scale_log2,
+            softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, PAGE_SIZE % BLOCK_N == 0, CAPPED, UPCAST,
         )  # fmt: skip
         target = y_ptr + row * y_stride + kv_head * GROUP * D
         if (tile == head_tile) & (stop == head_tile + tiles):
@@ -136,24 +136,21 @@ def _join(
 
 @jit()
 def attended(
-    q_MD, position_M, k_ptr, v_ptr, table_ptr, first, end, page_stride, slot_stride, scale_log2, softcap_log2,
+    q_MD, k_ptr, v_ptr, table_ptr, first, end, shown, page_stride, slot_stride, scale_log2, softcap_log2,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+    WHOLE: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A tile of queries over keys [first, end): unnormalised sums, the largest score (base 2), the sum of weights.
+    """The newest token's queries over keys [first, end): unnormalised sums, largest score (base 2), sum of weights.
 
-    Keys that no window shows are not read: their pages may be gone. Where a page holds whole tiles, one number says
-    where a tile lies."""
+    Keys before `shown` are not read: their pages may be gone. WHOLE: tiles lie in one page each, so that one number
+    says where."""
     column, lane = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    WHOLE: tl.constexpr = PAGE_SIZE % BLOCK_N == 0
     sums_MD = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     largest_M = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     weight_M = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for start in range(first, end, BLOCK_N):
         key = start + lane
-        inside = key < end
-        if WINDOW:
-            inside = inside & (key > tl.max(position_M, axis=0) - WINDOW)
+        inside = (key >= shown) & (key < end)
         if WHOLE:
             page = tl.load(table_ptr + start // PAGE_SIZE).to(tl.int64)
             offset_N = page * page_stride + (start % PAGE_SIZE + lane) * slot_stride
@@ -168,12 +165,9 @@ def attended(
         score_MN = tl.dot(q_MD, tl.trans(k_ND), input_precision="ieee") * scale_log2
         if CAPPED:  # scale_log2 has no log2(e) here, and 1 - 2 / (exp(2x) + 1) is tanh(x)
             score_MN = softcap_log2 * (1.0 - 2.0 / (tl.exp(2.0 * score_MN) + 1.0))
-        seen = inside[None, :] & (key[None, :] <= position_M[:, None])
-        if WINDOW:
-            seen = seen & (key[None, :] > position_M[:, None] - WINDOW)
-        score_MN = tl.where(seen, score_MN, float("-inf"))
+        score_MN = tl.where(inside[None, :], score_MN, float("-inf"))
         raised_M = tl.maximum(largest_M, tl.max(score_MN, axis=1))
-        level_M = tl.where(raised_M == float("-inf"), 0.0, raised_M)  # a row that has seen no key yet
+        level_M = tl.where(raised_M == float("-inf"), 0.0, raised_M)  # of a tile that shows no key
         p_MN = tl.exp2(score_MN - level_M[:, None])
         shrink_M = tl.exp2(largest_M - level_M)
         weight_M = weight_M * shrink_M + tl.sum(p_MN, axis=1)

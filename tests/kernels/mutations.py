@@ -72,17 +72,17 @@ MUTATIONS = [
         "rms_norm_triton", "odd and float32",
     ),
     Mutation(
-        "a causal mask that is off by one", "paged_attention",
-        "(key[None, :] <= position_M[:, None])", "(key[None, :] < position_M[:, None])",
+        "a causal mask that is off by one", "paged_prefill",
+        "key[None, :] <= position_M[:, None]", "key[None, :] < position_M[:, None]",
         "paged_attention_triton*", "odd and float32",
     ),
     Mutation(
-        "a wrong bound of the window", "paged_attention",
+        "a wrong bound of the window", "paged_prefill",
         "(key[None, :] > position_M[:, None] - WINDOW)", "(key[None, :] >= position_M[:, None] - WINDOW)",
         "paged_attention_triton*", "window and float32",
     ),
     Mutation(
-        "the page of the next key", "paged_attention",
+        "the page of the next key", "paged_decode",
         "tl.load(table_ptr + key // PAGE_SIZE,", "tl.load(table_ptr + (key + 1) // PAGE_SIZE,",
         "paged_attention_triton*", "odd and float32",
     ),
@@ -152,12 +152,11 @@ def test_a_wrong_kernel_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     assert found == 1, f"{mutation.file}.py has changed: {mutation.old!r} is there {found} times"
     place = copy_of_the_package(tmp_path, mutation.file, source.replace(mutation.old, mutation.new))
     done = proved(place, mutation.kernel, mutation.cases, mutation.proof)
-    caught = (
-        "AssertionError" if mutation.proof == "meaning" else "WORSE"
-    )  # what writes out of bounds may crash after it
+    caught = "AssertionError" if mutation.proof == "meaning" else "WORSE"
     assert done.returncode != 0, f"not caught: {done.stdout}\n{done.stderr}"
-    assert caught in done.stdout, f"{done.stdout}\n{done.stderr}"
-    assert mutation.seen in done.stdout, done.stdout
+    if done.returncode > 0:  # what writes out of bounds may end the process before it can say so
+        assert caught in done.stdout, f"{done.stdout}\n{done.stderr}"
+        assert mutation.seen in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(("kernel", "cases", "proof"), sorted({(m.kernel, m.cases, m.proof) for m in MUTATIONS}))
