@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 SUITE = Path(__file__).with_name("test_conformance.py")
-PROFILES = {"nvidia-h200-sxm": "odd and float32", "amd-mi300x": "odd and bfloat16"}
+PROFILES = {"nvidia-h200-sxm": "odd and float32"}
 """A quick part: `make check-kernels` tries every case in every dtype."""
 
 
