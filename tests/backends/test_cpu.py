@@ -207,8 +207,7 @@ def test_an_allocation_is_committed_when_touched() -> None:
 
 
 PASSES = """
-import subprocess
-import sys
+import resource
 import torch
 from ambidex.backends.cpu import CpuBackend
 
