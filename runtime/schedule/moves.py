@@ -36,9 +36,10 @@ def take_back(admission: Admission, pages: Pages) -> None:
         admission.pools[group].give_back(lent)
 
 
-def has_room(admission: Admission, keys: Keys) -> bool:
-    """Whether `receive` finds pages for all of it."""
-    return all(admission.pools[group].num_free >= len(names) for group, names in keys.items())
+def has_room(admission: Admission, num_tokens: int) -> bool:
+    """Whether so many tokens find pages now."""
+    sizes = admission.page_sizes.items()
+    return all(admission.pools[group].num_free >= -(-num_tokens // size) for group, size in sizes)
 
 
 def receive(admission: Admission, keys: Keys) -> Pages:
