@@ -7,6 +7,7 @@ Idle pages are found again by their key until their place is needed: the least r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 
 class PagePool:
@@ -44,8 +45,7 @@ class PagePool:
         if count > self.num_free:
             raise MemoryError(f"{count} pages wanted, {self.num_free} of {self.num_pages} free")
         unused = min(max(count - len(self._free), 0), self._num_unused)
-        while len(self._free) + unused < count:
-            self.forget([next(iter(self._idle))])
+        self.forget(list(islice(self._idle, max(count - unused - len(self._free), 0))))
         taken = [self._free.pop() for _ in range(count - unused)]
         for page in taken:
             self._holders[page] = 1
