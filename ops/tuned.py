@@ -201,7 +201,13 @@ def load(folder: Path) -> list[Table]:
 
 
 @cache
-def found() -> Tuned:
-    """The rows of this package and those that other packages bring."""
+def tables() -> tuple[Table, ...]:
+    """Every table of this package and those that other packages bring."""
     folders = [FOLDER, *(Path(each) for each in plugins("tuned").values())]
-    return Tuned(table for folder in folders for table in load(folder))
+    return tuple(table for folder in folders for table in load(folder))
+
+
+@cache
+def found() -> Tuned:
+    """All their rows."""
+    return Tuned(tables())

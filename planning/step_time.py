@@ -1,0 +1,172 @@
+"""How long a step takes on a profile: the sites' own costs over what is reached of the device's ceilings.
+
+Of each site max(bytes / bandwidth, operations / rate) over its kind's share (`efficiency.py`), and a launch for each
+call; then the collectives of a sharded model, and the host. Sites are rows of coefficients (`ops.step_cost`), repeated
+layers are one row times their number, so a step costs some twenty microseconds of host time whatever the model.
+
+A step's spans compute count[i] tokens behind first[i] stored ones. A span of one token is decoding; the others are
+prompts, which attention treats apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hwprofiles.schema import Profile
+from ..ops.step_cost import load_coefficients
+from ..ops.types import Site
+from .efficiency import Curve, Efficiency, ceilings
+from .links import Collectives
+from .precision import Precision
+
+Integers = NDArray[np.int64]
+Reals = NDArray[np.float64]
+
+LIMITS = ("bandwidth", "compute", "launch", "link", "host")
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Seconds of a step by what sets them; `bandwidth` and `compute` over the sites that they bound."""
+
+    bandwidth: float
+    compute: float
+    launch: float
+    link: float
+    host: float
+    is_host_hidden: bool
+
+    @property
+    def device_s(self) -> float:
+        return self.bandwidth + self.compute + self.launch + self.link
+
+    @property
+    def seconds(self) -> float:
+        return max(self.device_s, self.host) if self.is_host_hidden else self.device_s + self.host
+
+    @property
+    def limit(self) -> str:
+        """What takes most of it."""
+        if self.is_host_hidden and self.host > self.device_s:
+            return "host"
+        return max(("bandwidth", "compute", "launch", "link"), key=lambda name: getattr(self, name))
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """Sites of one kind: seconds at the ceilings, [sites, 6] by factor of `Load.vector`."""
+
+    moving: Reals
+    multiplying: Reals
+
+    def at(self, load: Reals) -> tuple[Reals, Reals]:
+        return self.moving @ load, self.multiplying @ load
+
+
+class StepTime:
+    """sites: of one rank. Their weights lie in 16 bits, those of the layers in `precision`'s bits."""
+
+    def __init__(
+        self,
+        sites: tuple[Site, ...],
+        profile: Profile,
+        precision: Precision,
+        efficiency: Efficiency,
+        collectives: Collectives | None = None,
+    ) -> None:
+        self._efficiency, self._collectives = efficiency, collectives
+        self._is_host_hidden = profile.memory.kind != "dram"
+        bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
+        _, operations_per_s_16 = ceilings(profile, _wide(profile, precision))
+        num_bytes, operations = load_coefficients(sites)
+        is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in sites])
+        has_weights = np.array([bool(site.weight_bytes) for site in sites]) & (operations[:, [1, 5]].sum(axis=1) > 0)
+        is_attention = operations[:, 4] > 0
+        num_bytes[is_layer, 0] *= precision.weight_share
+        num_bytes[is_attention, 3] *= precision.kv_share
+        rates = np.where(is_layer, operations_per_s, operations_per_s_16)[:, None]
+        moving, multiplying = num_bytes / bytes_per_s, operations / rates
+
+        def of(chosen: NDArray[np.bool_]) -> _Sites:
+            return _Sites(moving[chosen], multiplying[chosen])
+
+        self._products, self._others = of(has_weights), of(~has_weights & ~is_attention)
+        windows = sorted({_window(site) for site, attends in zip(sites, is_attention, strict=True) if attends})
+        of_window = np.array([_window(site) for site in sites])
+        self._attention = {window: of(is_attention & (of_window == window)) for window in windows}
+        layers = np.array([site.num_layers for site in sites])
+        launch_us = efficiency.launch_us
+        of_others = (
+            layers[has_weights].sum() * launch_us["product"]
+            + layers[~has_weights & ~is_attention].sum() * launch_us["other"]
+        )
+        self._launch_s = 1e-6 * float(of_others)
+        self._decode_launch_s, self._prompt_launch_s = (
+            1e-6 * float(layers[is_attention].sum()) * launch_us[kind]
+            for kind in ("decode_attention", "prompt_attention")
+        )
+
+    def seconds(self, first: Integers, count: Integers, num_logits: int) -> float:
+        """Of one step; arrays of one length, a span each."""
+        return self.breakdown(first, count, num_logits).seconds
+
+    def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
+        curves, rows, spans = self._efficiency.curves, int(count.sum()), len(count)
+        load = np.array([1, rows, spans, 0, 0, num_logits], dtype=np.float64)
+        moving, multiplying = self._products.at(load)
+        took = np.maximum(moving, multiplying) / curves["product"].at_all(multiplying / moving)
+        is_compute = multiplying > moving
+        bandwidth, compute = float(took[~is_compute].sum()), float(took[is_compute].sum())
+        bandwidth += float(np.maximum(*self._others.at(load)).sum()) / curves["other"].at(rows)
+        for window, sites in self._attention.items():
+            moved, multiplied = _attention(sites, curves["decode_attention"], curves["prompt_attention"], first, count,
+                                           window)  # fmt: skip
+            bandwidth, compute = bandwidth + moved, compute + multiplied
+        link = self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
+        num_decodes = int((count == 1).sum())
+        launch = (
+            self._launch_s + self._decode_launch_s * (num_decodes > 0) + self._prompt_launch_s * (num_decodes < spans)
+        )
+        host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
+        return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
+
+
+def _wide(profile: Profile, precision: Precision) -> str:
+    """The rate of what stays in 16 bits."""
+    if precision.rate in ("bf16", "fp16", "fp32"):
+        return precision.rate
+    return "bf16" if profile.dense_tflops("bf16") else "fp16"
+
+
+def _window(site: Site) -> int:
+    return site.group.window if site.group else 0
+
+
+def _attention(
+    sites: _Sites, decoding: Curve, reading: Curve, first: Integers, count: Integers, window: int
+) -> tuple[float, float]:
+    """Seconds bound by bandwidth and by compute: of the spans that decode, and of the prompts."""
+    is_decode = count == 1
+    totals = [0.0, 0.0]
+    for chosen, curve in ((is_decode, decoding), (~is_decode, reading)):
+        if not chosen.any():
+            continue
+        load, keys_a_row = attention_load(first[chosen], count[chosen], window)
+        moving, multiplying = (float(each.sum()) for each in sites.at(load))
+        totals[multiplying > moving] += max(moving, multiplying) / curve.at(keys_a_row)
+    return totals[0], totals[1]
+
+
+def attention_load(first: Integers, count: Integers, window: int) -> tuple[Reals, float]:
+    """The load's vector, and the keys that a row sees on average. A window hides keys further back than it reaches."""
+    if window:
+        growing = np.clip(window - first, 0, count)
+        pairs = growing * first + growing * (growing + 1) // 2 + (count - growing) * window
+        keys = np.minimum(first, window - 1) + count
+    else:
+        pairs, keys = count * first + count * (count + 1) // 2, first + count
+    rows, pair_sum = int(count.sum()), int(pairs.sum())
+    return np.array([1, rows, len(count), int(keys.sum()), pair_sum, 0], dtype=np.float64), pair_sum / max(rows, 1)
