@@ -23,7 +23,7 @@ class Journal:
         self.attempts = np.zeros(num_requests, dtype=np.int32)
         self.state = np.zeros(num_requests, dtype=np.int8)
         self.remaining = num_requests
-        self.refusals: dict[str, int] = {}
+        self.refusal: str | None = None  # why the first of them was refused
 
     def start(self, number: int, time_s: float, cached: int) -> None:
         if np.isnan(self.started_s[number]):
@@ -39,7 +39,7 @@ class Journal:
         self._leave(number, DONE)
 
     def refuse(self, number: int, reason: str) -> None:
-        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+        self.refusal = self.refusal or reason
         self._leave(number, REFUSED)
 
     def lose(self, number: int) -> None:
