@@ -27,6 +27,7 @@ from .commands.ops import ops
 from .commands.overload import overload
 from .commands.prefix import prefix
 from .commands.profiles import profiles
+from .commands.simulate import simulate
 from .commands.step import step
 from .commands.throughput import throughput
 from .commands.tune import tune
@@ -67,7 +68,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels):
+for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels, simulate):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, step, host, interference, overload):
     bench.command()(measurement)

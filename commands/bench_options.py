@@ -79,9 +79,9 @@ def checkpoint(model: str | None, shape: str | None) -> Iterator[str | None]:
         yield folder
 
 
-def check_outputs(plot: Path | None, output_json: Path | None) -> None:
+def check_outputs(plot: Path | None, output_json: Path | None, html: Path | None = None) -> None:
     """Before anything is measured: can the result be drawn and written where it is wanted?"""
-    for option, path in (("--plot", plot), ("--output-json", output_json)):
+    for option, path in (("--plot", plot), ("--output-json", output_json), ("--html", html)):
         if path is None:
             continue
         if not path.parent.is_dir():

@@ -39,9 +39,7 @@ def planned(fleet: FleetSpec, workers: Workers) -> Deployment:
     wanted = precision(workers.precision, profile, workers.kv_precision)
     if isinstance(wanted, str):
         raise ConfigError(f"fleet {fleet.name}: {wanted}")
-    demand = Demand(
-        context=workers.max_model_len, max_num_seqs=workers.max_num_seqs, token_budget=workers.token_budget
-    )
+    demand = Demand(context=workers.max_model_len, max_num_seqs=workers.max_num_seqs, token_budget=workers.token_budget)
     found = deploy(_subject(fleet), profile, wanted, workers.tensor_parallel, demand)
     if isinstance(found, OutOfMemory):
         raise OutOfMemory(f"fleet {fleet.name} on {workers.tensor_parallel} × {profile.name}: {found}")
@@ -51,7 +49,9 @@ def planned(fleet: FleetSpec, workers: Workers) -> Deployment:
 def assemble(scenario: Scenario, replicas: Sequence[Sequence[Replica]], workload: Workload) -> Simulation:
     """replicas: of each fleet, one a kind of its workers."""
     simulation = Simulation(workload, scenario.seed)
-    failing = Failing(scenario.failures, scenario.loading, simulation.agenda, scenario.seed) if scenario.failures else None
+    failing = (
+        Failing(scenario.failures, scenario.loading, simulation.agenda, scenario.seed) if scenario.failures else None
+    )
     for spec, kinds in zip(scenario.fleets, replicas, strict=True):
         fleet = Fleet(workload, simulation.prompts, simulation.journal, simulation.agenda, spec.link)
         stages = [

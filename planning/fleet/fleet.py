@@ -37,7 +37,6 @@ class Move:
     source: Worker
     target: Worker
     pages: Pages
-    prompt: Tokens
     num_tokens: int
 
 
@@ -89,9 +88,10 @@ class Fleet:
         """What a step has brought, now that it has ended."""
         progress = worker.progress
         assert progress is not None
-        for number, cached, time_s in ((each.number, each.num_cached_tokens, each.time_s) for each in progress.started):
-            self._journal.start(number, time_s, cached)
-            worker.unseen.add(number)
+        for started in progress.started:
+            was_brought = stage.role == "decode"  # then what its cache holds was computed for this very request
+            self._journal.start(started.number, started.time_s, 0 if was_brought else started.num_cached_tokens)
+            worker.unseen.add(started.number)
         for number in worker.unseen.intersection(progress.numbers.tolist()):
             self._journal.first(number, now_s)
             stage.has_begun(number)
@@ -127,16 +127,16 @@ class Fleet:
         return self._num_answered / self._num_ended if self._num_ended else 0.0
 
     def _ended(self, now_s: float, stage: Stage, worker: Worker, number: int) -> None:
-        prompt, num_new = worker.held.pop(number)
+        before, num_new = int(self._journal.generated[number]), worker.held.pop(number)
         stage.leave(number)
-        generated = int(self._journal.generated[number]) + num_new
-        is_begun = stage.role == "prefill" and len(prompt) + num_new < self._longest
-        if is_begun and generated < self._workload.output_tokens[number]:
-            self._journal.generated[number] = generated
-            self._send(now_s, worker, number, prompt)
+        length = int(self._workload.input_tokens[number]) + before
+        is_begun = stage.role == "prefill" and length + num_new < self._longest
+        if is_begun and before + num_new < self._workload.output_tokens[number]:
+            self._journal.generated[number] = before + num_new
+            self._send(now_s, worker, number, self._prompts.of(number, before))
             return
-        self._num_ended, self._num_answered = self._num_ended + 1, self._num_answered + generated
-        self._journal.end(number, now_s, generated)
+        self._num_ended, self._num_answered = self._num_ended + 1, self._num_answered + before + num_new
+        self._journal.end(number, now_s, before + num_new)
 
     def _send(self, now_s: float, source: Worker, number: int, prompt: Tokens) -> None:
         """The prompt's pages leave for a worker that answers; they stay at the source until they have been read."""
@@ -147,9 +147,12 @@ class Fleet:
         assert self._link is not None
         pages, num_tokens = source.lend(prompt)
         num_bytes = num_tokens * source.replica.kv_bytes_per_token
-        self.num_moved_tokens, self.num_moved_bytes = self.num_moved_tokens + num_tokens, self.num_moved_bytes + num_bytes
+        self.num_moved_tokens, self.num_moved_bytes = (
+            self.num_moved_tokens + num_tokens,
+            self.num_moved_bytes + num_bytes,
+        )
         source.link_free_s = max(now_s, source.link_free_s) + num_bytes / (1e9 * self._link.gb_per_s)
-        move = Move(number, source, target, pages, prompt, num_tokens)
+        move = Move(number, source, target, pages, num_tokens)
         self._moves[number] = move
         self.stages[1].expect(number, target, len(prompt) - num_tokens, self._expected)
         self._agenda.at(source.link_free_s + 1e-3 * self._link.latency_ms, partial(self._arrived, move))

@@ -2,7 +2,7 @@
 
 Nothing in it depends on the machine or the time of the simulation: the same scenario and seed give the same bits.
 Latencies are of requests that ended; TPOT of those with two tokens or more. Cost is rent from a worker's order (loading
-included) until it goes or the last request has ended.
+included) until it goes or the last request has ended, for a million generated tokens as in a plan.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measures(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
         "lasted_s": outcome.lasted_s,
         "arrivals_per_s": _rate(len(workload), float(workload.arrival_s[-1])),
         **_latencies(workload, journal, everything, scenario.slo, outcome.lasted_s),
-        **_cost(groups, _tokens(workload, journal, everything)),
+        **_cost(groups, _generated(journal, everything)),
         "steps": steps,
         "mean_batch": _share(sum(group.num_spans for group in groups), steps),
         "prefix_hit_share": _share(int(journal.cached.sum()), int(workload.input_tokens[journal.done].sum())),
@@ -62,7 +62,9 @@ def _counts(journal: Journal) -> dict[str, Any]:
     }
 
 
-def _latencies(workload: Workload, journal: Journal, chosen: NDArray[np.bool_], slo: Slo, lasted_s: float) -> dict[str, Any]:
+def _latencies(
+    workload: Workload, journal: Journal, chosen: NDArray[np.bool_], slo: Slo, lasted_s: float
+) -> dict[str, Any]:
     done = journal.done & chosen
     tokens, arrived = journal.generated[done], workload.arrival_s[done]
     first, ended = journal.first_s[done], journal.ended_s[done]
@@ -78,6 +80,7 @@ def _latencies(workload: Workload, journal: Journal, chosen: NDArray[np.bool_], 
         "ttft_ms": percentiles(ttft_ms),
         "tpot_ms": percentiles(tpot_ms[is_long]),
         "queueing_ms": percentiles(1e3 * (journal.started_s[done] - arrived)),
+        "curves_ms": {"ttft": _curve(ttft_ms), "tpot": _curve(tpot_ms[is_long])},
         "goodput": {
             "ttft_ms": slo.ttft_ms,
             "tpot_ms": slo.tpot_ms,
@@ -92,40 +95,40 @@ def percentiles(values: Reals) -> dict[str, float | None]:
     if not len(values):
         return dict.fromkeys(["mean", *(f"p{each}" for each in _PERCENTILES)])
     found = np.percentile(values, _PERCENTILES)
-    return {"mean": float(values.mean()), **{f"p{each}": float(at) for each, at in zip(_PERCENTILES, found, strict=True)}}
+    return {
+        "mean": float(values.mean()),
+        **{f"p{each}": float(at) for each, at in zip(_PERCENTILES, found, strict=True)},
+    }
 
 
-def _tokens(workload: Workload, journal: Journal, chosen: NDArray[np.bool_]) -> tuple[int, int]:
-    """In and out, of requests that ended."""
-    done = journal.done & chosen
-    return int(workload.input_tokens[done].sum()), int(journal.generated[done].sum())
+def _curve(values: Reals) -> list[float]:
+    """The percentiles 0 to 100."""
+    return np.percentile(values, np.arange(101)).tolist() if len(values) else []
 
 
-def _cost(groups: Sequence[Group], tokens: tuple[int, int]) -> dict[str, float | None]:
+def _generated(journal: Journal, chosen: NDArray[np.bool_]) -> int:
+    """Tokens of answers that ended."""
+    return int(journal.generated[journal.done & chosen].sum())
+
+
+def _cost(groups: Sequence[Group], num_tokens: int) -> dict[str, float | None]:
     """EUR at the profiles' prices; None where one has none."""
     prices = [group.replica.eur_per_hour for group in groups]
     hours = [group.rented_s / _HOUR_S for group in groups]
     if any(price is None for price in prices):
-        return {"eur": None, "eur_per_million_tokens": None, "eur_per_million_output_tokens": None}
+        return {"eur": None, "eur_per_million_tokens": None}
     eur = sum((price or 0.0) * hour for price, hour in zip(prices, hours, strict=True))
-    taken, given = tokens
-    return {
-        "eur": eur,
-        "eur_per_million_tokens": _share(1e6 * eur, taken + given),
-        "eur_per_million_output_tokens": _share(1e6 * eur, given),
-    }
+    return {"eur": eur, "eur_per_million_tokens": _share(1e6 * eur, num_tokens)}
 
 
-def _fleet(
-    spec: FleetSpec, fleet: Fleet, outcome: Outcome, chosen: NDArray[np.bool_], slo: Slo
-) -> dict[str, Any]:
+def _fleet(spec: FleetSpec, fleet: Fleet, outcome: Outcome, chosen: NDArray[np.bool_], slo: Slo) -> dict[str, Any]:
     groups = [group for stage in fleet.stages for group in stage.groups]
     return {
         "name": spec.name,
         "routing": spec.routing,
         "requests": int(chosen.sum()),
         **_latencies(outcome.workload, outcome.journal, chosen, slo, outcome.lasted_s),
-        **_cost(groups, _tokens(outcome.workload, outcome.journal, chosen)),
+        **_cost(groups, _generated(outcome.journal, chosen)),
         "moved_tokens": fleet.num_moved_tokens,
         "moved_bytes": fleet.num_moved_bytes,
         "workers": [_workers(stage, group, outcome.lasted_s) for stage in fleet.stages for group in stage.groups],

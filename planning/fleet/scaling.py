@@ -97,5 +97,3 @@ class Scaler:
 def replace(stage: Stage, worker: Worker, loading: Loading, now_s: float) -> None:
     """A new worker for one that is gone, in its place."""
     stage.rent(worker.slot, now_s, loading.seconds(worker.replica))
-
-

@@ -163,5 +163,3 @@ def parse(data: Any, file: str) -> Scenario:
         also = f" (and {more} more)" if more else ""
         text = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{file}: {field or 'scenario'}: {text}{given}{also}") from None
-
-

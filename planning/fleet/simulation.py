@@ -54,5 +54,3 @@ class Simulation:
     def _arrived(self, number: int, now_s: float) -> None:
         self._arrive(number + 1)
         self.fleets[self.workload.fleet[number]].arrive(now_s, number)
-
-

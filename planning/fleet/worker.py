@@ -101,7 +101,8 @@ def _params(max_tokens: int) -> SamplingParams:
 
 
 class Worker:
-    """One replica that runs. slot: its place in its stage. held: prompt and tokens to come of what it has. progress: what the step under way will have brought when it
+    """One replica that runs. slot: its place in its stage. held: the tokens to come of each request
+    that it has. progress: what the step under way will have brought when it
     ends. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
     them have come as pages) from other workers, not let in yet."""
 
@@ -122,7 +123,7 @@ class Worker:
         intake = Intake(limits, model="", seed=0, ageing_s=_AGEING_S, longest={_GROUP: pages * replica.page_size})
         self.engine = Engine(self.scheduler, self.device, intake, limits, clock=self.backend.clock)
         self.progress: Progress | None = None
-        self.held: dict[int, tuple[Tokens, int]] = {}
+        self.held: dict[int, int] = {}
         self.unseen: set[int] = set()
         self.incoming: deque[tuple[int, Tokens, int, int]] = deque()
         self.is_alive, self.is_draining, self.link_free_s = True, False, 0.0
@@ -131,7 +132,7 @@ class Worker:
         """RequestError: this replica cannot serve it."""
         submission = Submission(number=number, prompt_ids=prompt, params=_params(max_tokens))
         self.engine.submit(submission, num_brought)
-        self.held[number] = prompt, min(max_tokens, self.replica.max_model_len - len(prompt))
+        self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
 
     def bring(self, number: int, prompt: Tokens, max_tokens: int, num_brought: int) -> None:
         """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room."""
@@ -153,7 +154,9 @@ class Worker:
         while self.incoming:
             number, prompt, max_tokens, num_brought = self.incoming[0]
             is_free = scheduler.running.num_free > len(scheduler.waiting)
-            if scheduler and not (is_free and moves.has_room(scheduler.admission, len(prompt) + self.replica.page_size)):
+            if scheduler and not (
+                is_free and moves.has_room(scheduler.admission, len(prompt) + self.replica.page_size)
+            ):
                 return
             self.incoming.popleft()
             self.submit(number, prompt, max_tokens, num_brought)
