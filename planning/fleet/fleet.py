@@ -16,7 +16,7 @@ from .agenda import Agenda
 from .journal import Journal
 from .record import NotNegative, Positive, Record
 from .stage import Stage
-from .worker import Tokens, Worker
+from .worker import Integers, Worker
 from .workload import Prompts, Workload
 
 _MOST_ATTEMPTS = 100
@@ -123,7 +123,7 @@ class Fleet:
 
     @property
     def _expected(self) -> float:
-        """Tokens of an answer, as far as the router has seen any."""
+        """Integers of an answer, as far as the router has seen any."""
         return self._num_answered / self._num_ended if self._num_ended else 0.0
 
     def _ended(self, now_s: float, stage: Stage, worker: Worker, number: int) -> None:
@@ -138,7 +138,7 @@ class Fleet:
         self._num_ended, self._num_answered = self._num_ended + 1, self._num_answered + before + num_new
         self._journal.end(number, now_s, before + num_new)
 
-    def _send(self, now_s: float, source: Worker, number: int, prompt: Tokens) -> None:
+    def _send(self, now_s: float, source: Worker, number: int, prompt: Integers) -> None:
         """The prompt's pages leave for a worker that answers; they stay at the source until they have been read."""
         target = self.stages[1].choose(int(self._workload.prefix[number]), self._workload.shared_tokens(number))
         if target is None:
@@ -147,10 +147,8 @@ class Fleet:
         assert self._link is not None
         pages, num_tokens = source.lend(prompt)
         num_bytes = num_tokens * source.replica.kv_bytes_per_token
-        self.num_moved_tokens, self.num_moved_bytes = (
-            self.num_moved_tokens + num_tokens,
-            self.num_moved_bytes + num_bytes,
-        )
+        self.num_moved_tokens += num_tokens
+        self.num_moved_bytes += num_bytes
         source.link_free_s = max(now_s, source.link_free_s) + num_bytes / (1e9 * self._link.gb_per_s)
         move = Move(number, source, target, pages, num_tokens)
         self._moves[number] = move

@@ -26,7 +26,7 @@ class Group:
     rented: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     num_steps: int = 0
     num_spans: int = 0
-    num_tokens: int = 0
+    num_computed_prompt_tokens: int = 0
     num_preemptions: int = 0
     num_failures: int = 0
 
@@ -40,10 +40,11 @@ class Group:
     def has_gone(self, worker: Worker, rented_from_s: float, now_s: float) -> None:
         """Its sums are taken over."""
         self.rented.append((rented_from_s, now_s))
-        self.num_steps += worker.device.num_steps
         self.num_spans += worker.device.num_spans
-        self.num_tokens += worker.device.num_tokens
-        self.num_preemptions += worker.scheduler.num_preemptions
+        counters = worker.engine.counters()
+        self.num_steps += counters.steps
+        self.num_preemptions += counters.preemptions
+        self.num_computed_prompt_tokens += counters.prompt_tokens - counters.cached_prompt_tokens
 
     @property
     def rented_s(self) -> float:

@@ -145,7 +145,7 @@ def _workers(stage: Stage, group: Group, lasted_s: float) -> dict[str, Any]:
         "places": len(group.places),
         "steps": group.num_steps,
         "mean_batch": _share(group.num_spans, group.num_steps),
-        "computed_tokens": group.num_tokens,
+        "computed_prompt_tokens": group.num_computed_prompt_tokens,
         "preemptions": group.num_preemptions,
         "failures": group.num_failures,
         "rented_s": group.rented_s,

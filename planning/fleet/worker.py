@@ -34,7 +34,6 @@ _GROUP = "kv"
 _AGEING_S = 10.0
 
 Integers = NDArray[np.int64]
-Tokens = NDArray[np.int32]
 
 
 class StepSeconds(Protocol):
@@ -81,16 +80,12 @@ class _Device:
         self._logprobs = np.zeros(most_rows, dtype=np.float32)
         self._top_ids = np.empty((most_rows, 0), dtype=np.int64)
         self._top_logprobs = np.empty((most_rows, 0), dtype=np.float32)
-        self.busy_s, self.num_steps, self.num_spans, self.num_tokens = 0.0, 0, 0, 0
+        self.num_spans = 0
 
     def launch(self, step: Step) -> Callable[[], Sampled]:
         count, rows = step.spans[:, 2], len(step.logits)
-        seconds = self._seconds(step.spans[:, 1], count, rows)
-        self._backend.advance(seconds)
-        self.busy_s += seconds
-        self.num_steps += 1
+        self._backend.advance(self._seconds(step.spans[:, 1], count, rows))
         self.num_spans += len(count)
-        self.num_tokens += int(count.sum())
         sampled = Sampled(self._ids[:rows], self._logprobs[:rows], self._top_ids[:rows], self._top_logprobs[:rows])
         return lambda: sampled
 
@@ -125,16 +120,16 @@ class Worker:
         self.progress: Progress | None = None
         self.held: dict[int, int] = {}
         self.unseen: set[int] = set()
-        self.incoming: deque[tuple[int, Tokens, int, int]] = deque()
+        self.incoming: deque[tuple[int, Integers, int, int]] = deque()
         self.is_alive, self.is_draining, self.link_free_s = True, False, 0.0
 
-    def submit(self, number: int, prompt: Tokens, max_tokens: int, num_brought: int = 0) -> None:
+    def submit(self, number: int, prompt: Integers, max_tokens: int, num_brought: int = 0) -> None:
         """RequestError: this replica cannot serve it."""
         submission = Submission(number=number, prompt_ids=prompt, params=_params(max_tokens))
         self.engine.submit(submission, num_brought)
         self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
 
-    def bring(self, number: int, prompt: Tokens, max_tokens: int, num_brought: int) -> None:
+    def bring(self, number: int, prompt: Integers, max_tokens: int, num_brought: int) -> None:
         """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room."""
         self.incoming.append((number, prompt, max_tokens, num_brought))
 
@@ -162,16 +157,16 @@ class Worker:
             self.submit(number, prompt, max_tokens, num_brought)
 
     def delivered(self, number: int) -> int:
-        """Tokens of a held request that have left this worker: those of the step under way have not."""
+        """Integers of a held request that have left this worker: those of the step under way have not."""
         found = self.scheduler.find(number)
         if found is None:
             return 0
         in_flight = self.progress is not None and number in self.progress.numbers
         return self.scheduler.running.num_outputs(found) - int(in_flight)
 
-    def lend(self, prompt: Tokens) -> tuple[moves.Pages, int]:
+    def lend(self, prompt: Integers) -> tuple[moves.Pages, int]:
         """Keeps the prompt's whole pages in place while they are read; and how many tokens they hold."""
-        keys = {_GROUP: PageKeys(root_key("", "", ""), self.replica.page_size).of(prompt)}
+        keys = {_GROUP: PageKeys(root_key("", "", ""), self.replica.page_size).of(prompt.astype(np.int32))}
         pages = moves.lend(self.scheduler.admission, keys)
         return pages, len(pages[_GROUP]) * self.replica.page_size
 

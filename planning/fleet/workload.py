@@ -18,7 +18,7 @@ from .arrivals import Arrivals, Trace
 from .lengths import Constant, Lengths
 from .record import Count, Record, Share
 from .trace import read_trace
-from .worker import SAMPLED_ID, VOCABULARY, Tokens
+from .worker import SAMPLED_ID, VOCABULARY
 
 Integers = NDArray[np.int64]
 _SPECIAL = 16  # ids below are left to special tokens
@@ -64,7 +64,7 @@ class Workload:
         return len(self.arrival_s)
 
     def shared_tokens(self, number: int) -> int:
-        """Tokens of its prompt that are a shared beginning."""
+        """Integers of its prompt that are a shared beginning."""
         return min(self.prefix_tokens, int(self.input_tokens[number])) if self.prefix[number] >= 0 else 0
 
 
@@ -106,13 +106,13 @@ class Prompts:
         self._workload = workload
         longest = int(workload.input_tokens.max()) if len(workload) else 0
         draw = np.random.default_rng([seed, 100])
-        self._noise = draw.integers(_SPECIAL, VOCABULARY, longest + _NOISE, dtype=np.int32)
-        self._seed, self._beginnings = seed, dict[int, Tokens]()
+        self._noise = draw.integers(_SPECIAL, VOCABULARY, longest + _NOISE, dtype=np.int64)
+        self._seed, self._beginnings = seed, dict[int, Integers]()
 
-    def of(self, number: int, generated: int = 0) -> Tokens:
+    def of(self, number: int, generated: int = 0) -> Integers:
         """The prompt, with `generated` tokens of its answer behind it."""
         length, shared = int(self._workload.input_tokens[number]), self._workload.shared_tokens(number)
-        tokens = np.empty(length + generated, dtype=np.int32)
+        tokens = np.empty(length + generated, dtype=np.int64)
         tokens[:length] = self._noise[:length]
         tokens[length:] = SAMPLED_ID
         if shared:
@@ -122,9 +122,9 @@ class Prompts:
         own[:] = digits[: len(own)]
         return tokens
 
-    def _beginning(self, prefix: int) -> Tokens:
+    def _beginning(self, prefix: int) -> Integers:
         if prefix not in self._beginnings:
             draw = np.random.default_rng([self._seed, 101, prefix])
             size = self._workload.prefix_tokens
-            self._beginnings[prefix] = draw.integers(_SPECIAL, VOCABULARY, size, dtype=np.int32)
+            self._beginnings[prefix] = draw.integers(_SPECIAL, VOCABULARY, size, dtype=np.int64)
         return self._beginnings[prefix]
