@@ -66,7 +66,7 @@ def traffic(**prefixes: Any) -> Traffic:
     fields = {
         "arrivals": {"kind": "poisson", "rate_per_s": 1},
         "input_tokens": {"kind": "uniform", "min_tokens": 1, "max_tokens": 60},
-        "output_tokens": {"kind": "constant", "tokens": 7},
+        "output_tokens": {"kind": "uniform", "min_tokens": 1, "max_tokens": 9},
     }
     return Traffic.model_validate({**fields, "prefixes": prefixes or None})
 
