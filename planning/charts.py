@@ -33,7 +33,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """labels: beside the points, as many as there are points, or none. colour: of `_COLOURS`; None: the next."""
+    """labels: beside the points, as many as there are points, or none; an empty one is not drawn. colour: of
+    `_COLOURS`; None: the next."""
 
     name: str
     points: Sequence[Point]
@@ -151,9 +152,9 @@ def _frame(chart: Chart, x: _Scale, y: _Scale) -> Iterator[str]:
         yield f'<line x1="{place}" x2="{place}" y1="{y.end}" y2="{y.start}" stroke="#e4e4e4"/>'
         yield f'<text x="{place}" y="{y.start + 16}" text-anchor="middle" fill="#444">{short(at)}</text>'
     for at in y.ticks():
-        place = y.at(at)
-        yield f'<line x1="{x.start}" x2="{x.end}" y1="{place:.1f}" y2="{place:.1f}" stroke="#e4e4e4"/>'
-        yield f'<text x="{x.start - 6}" y="{place + 4:.1f}" text-anchor="end" fill="#444">{short(at)}</text>'
+        height = y.at(at)
+        yield f'<line x1="{x.start}" x2="{x.end}" y1="{height:.1f}" y2="{height:.1f}" stroke="#e4e4e4"/>'
+        yield f'<text x="{x.start - 6}" y="{height + 4:.1f}" text-anchor="end" fill="#444">{short(at)}</text>'
     yield f'<path d="M{x.start} {y.end}V{y.start}H{x.end}" fill="none" stroke="#888"/>'
     middle = (x.start + x.end) / 2
     yield f'<text x="{middle}" y="{y.start + 36}" text-anchor="middle" fill="#222">{escape(chart.x.label)}</text>'
@@ -188,6 +189,8 @@ def _labels(series: Sequence[Series], x: _Scale, y: _Scale, right: float) -> Ite
     taken: list[tuple[float, float, float]] = []
     for each in series:
         for text, (a, b) in zip(each.labels, each.points, strict=False):
+            if not text:
+                continue
             wide = _TEXT_WIDTH * len(text)
             left = x.at(a) + 7 if x.at(a) + 7 + wide <= right else x.at(a) - 7 - wide
             place = y.at(b) + 4
