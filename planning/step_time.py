@@ -80,7 +80,7 @@ class StepTime:
         self._efficiency, self._collectives = efficiency, collectives
         self._is_host_hidden = profile.memory.kind != "dram"
         bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
-        _, operations_per_s_16 = ceilings(profile, _wide(profile, precision))
+        _, operations_per_s_16 = ceilings(profile, wide_rate(profile, precision))
         num_bytes, operations = load_coefficients(sites)
         is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in sites])
         has_weights = np.array([bool(site.weight_bytes) for site in sites]) & (operations[:, [1, 5]].sum(axis=1) > 0)
@@ -134,7 +134,7 @@ class StepTime:
         return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
 
 
-def _wide(profile: Profile, precision: Precision) -> str:
+def wide_rate(profile: Profile, precision: Precision) -> str:
     """The rate of what stays in 16 bits."""
     if precision.rate in ("bf16", "fp16", "fp32"):
         return precision.rate
