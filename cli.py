@@ -25,6 +25,7 @@ from .commands.latency import latency
 from .commands.micro import micro
 from .commands.ops import ops
 from .commands.overload import overload
+from .commands.plan import plan
 from .commands.prefix import prefix
 from .commands.profiles import profiles
 from .commands.step import step
@@ -67,7 +68,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, tune, doctor, build_kernels):
+for command in (generate, chat, devices, profiles, explain, plan, tune, doctor, build_kernels):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, step, host, interference, overload):
     bench.command()(measurement)

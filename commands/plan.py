@@ -1,0 +1,93 @@
+"""`ambidex plan`: will it fit, how fast will it be, what will it cost, which device should one take?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+
+if TYPE_CHECKING:
+    from ..hwprofiles.schema import Profile
+    from ..planning.subject import Subject
+
+Params = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Instead of a model: so many parameters, as 70B or 350M.")
+]
+
+
+def plan(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", show_default=False, help="Folder or hub id; config and headers are read."),
+    ] = None,
+    params: Params = None,
+    family: Annotated[str, typer.Option(metavar="TYPE", help="Of --params: the model_type.")] = "llama",
+    profile: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A profile or a YAML file; repeatable. [default: all]")
+    ] = None,
+    format_name: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="F", help="bf16, fp8, int8, int4 or fp4; repeatable. [default: all]"),
+    ] = None,
+    kv_format: Annotated[str, typer.Option(metavar="F", help="Of keys and values: bf16 or fp8.")] = "bf16",
+    tensor_parallel: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices of a replica; the fewest that do where not given.")
+    ] = None,
+    input_len: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 1000,
+    output_len: Annotated[int, typer.Option(metavar="N", help="Tokens of each answer.")] = 200,
+    context: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of the longest request; prompt and answer where not given.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(metavar="N", help="Requests of that length to hold at once.")] = 32,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(metavar="N", help="Requests that run at most at once; 512 where not given.")
+    ] = None,
+    token_budget: Annotated[int, typer.Option(metavar="N", help="Tokens of one step.")] = 2048,
+    load_gb_per_s: Annotated[
+        float, typer.Option(metavar="RATE", help="Of the disk or network that weights come from.")
+    ] = 1.25,
+    as_object: options.AsJson = False,
+) -> None:
+    """Say what fits, how fast it is and what it costs, on devices that need not be here.
+
+    Every profile and format where none is named, and the best for latency, throughput and cost.
+    """
+    from ..planning.goals import best
+    from ..planning.plan import plan as planned
+    from ..planning.point import Load
+    from ..planning.precision import FORMATS
+    from ..planning.question import Question
+
+    question = Question(
+        Load(input_len, output_len), context, concurrency, kv_format, tensor_parallel, max_num_seqs, token_budget,
+        load_gb_per_s,
+    )  # fmt: skip
+    profiles = _profiles(profile)
+    subject = _subject(model, params, family)
+    rows = planned(subject, profiles, format_name or FORMATS, question)
+    goals = best(rows, [each.name for each in profiles if each.backend])
+    if as_object:
+        about = {"model": subject.name, "num_parameters": subject.num_parameters}
+        print(json.dumps({**about, "rows": rows, "best": goals}))
+        return
+    from .plan_text import shown
+
+    print(shown(subject, question, rows, goals))
+
+
+def _profiles(named: Sequence[str] | None) -> list[Profile]:
+    from ..hwprofiles.reader import load, names
+
+    return [load(each) for each in dict.fromkeys(named or names())]
+
+
+def _subject(model: str | None, params: str | None, family: str) -> Subject:
+    from ..planning.subject import read_subject, sized_subject
+
+    if (model is None) == (params is None):
+        raise typer.BadParameter("name a folder or a hub id, or give --params: one of them", param_hint="MODEL")
+    return sized_subject(params, family) if params is not None else read_subject(model or "")

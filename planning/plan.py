@@ -1,0 +1,34 @@
+"""The whole plan: a row for every profile and format, and the best of them for each goal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..hwprofiles.schema import Profile
+from .answer import answer, check_context
+from .chain import chain
+from .precision import precision
+from .question import Question
+from .rows import Row, answer_row, chain_row, empty_row
+from .subject import Subject
+
+
+def plan(subject: Subject, profiles: Iterable[Profile], formats: Sequence[str], question: Question) -> list[Row]:
+    """A row each. ConfigError: what holds whatever the device: an impossible degree, longer requests than positions."""
+    check_context(subject, question)
+    return [plan_row(subject, profile, each, question) for profile in profiles for each in formats]
+
+
+def plan_row(subject: Subject, profile: Profile, format_name: str, question: Question) -> Row:
+    """The row of one profile and format; what cannot be is a row with the reason."""
+    stored = precision(format_name, profile, question.kv_format)
+    if isinstance(stored, str):
+        return empty_row(profile.name, format_name, question, stored)
+    if profile.memory.kind == "sram":
+        return chain_row(chain(subject, profile, stored, question), question)
+    if profile.memory.usable_gib is None:
+        return empty_row(profile.name, format_name, question, _HOST.format(profile.name))
+    return answer_row(answer(subject, profile, stored, question))
+
+
+_HOST = "{}'s memory and rates are those of a host: not known before `ambidex calibrate` has run on such a machine"
