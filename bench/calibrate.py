@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -25,7 +25,7 @@ import torch
 from ..hwprofiles.records import RATE_OF_DTYPE, RateName
 from ..ops.types import dtype_name
 from ..planning.calibration import Calibration, Curves, Micros4, Points, with_ceilings
-from ..planning.efficiency import DEFAULT, KINDS, Curve, Efficiency, Kind
+from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
 from ..planning.precision import Precision
 from ..planning.step_time import StepTime
 from ..runtime.options import Options
@@ -71,8 +71,8 @@ class Sizes:
         tokens = 2 * max(batch * (context + 256) for batch, context in self.decodes)
         return Options(
             model=folder, device=device, dtype=dtype, max_model_len=longest, kv_cache_tokens=max(tokens, longest),
-            max_num_seqs=max(batch for batch, _ in self.decodes), max_num_batched_tokens=max(self.prompts), graphs=False,
-            progress=False,
+            max_num_seqs=max(batch for batch, _ in self.decodes), max_num_batched_tokens=max(self.prompts),
+            graphs=False, progress=False,
         )  # fmt: skip
 
 
@@ -110,7 +110,9 @@ class _Bench:
 
     def __init__(self, sizes: Sizes, device: str | None, dtype: str) -> None:
         self._sizes = sizes
-        self.decided = _decided(replace(sizes.shape, num_layers=sizes.layers), lambda f: sizes.options(f, device, dtype))
+        self.decided = _decided(
+            replace(sizes.shape, num_layers=sizes.layers), lambda f: sizes.options(f, device, dtype)
+        )
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])

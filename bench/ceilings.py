@@ -66,7 +66,7 @@ class Gauge:
 
 
 def _readers(watch: Stopwatch) -> tuple[int, dict[str, list[Call]]]:
-    """Bytes that a call reads, and the calls of each reader: the parts of a buffer in turn, so that no cache holds it."""
+    """Bytes that a call reads, and each reader's calls: the parts of a buffer in turn, so that no cache holds it."""
     free = watch.backend.memory(watch.device).free_bytes
     wanted = (4 if watch.backend.is_asynchronous else 1) * watch.rotated_bytes  # a launch's start hides in a long read
     part = min(wanted, free // 4) // 4 // 4096 * 4096

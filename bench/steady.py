@@ -105,6 +105,13 @@ class Steady:
         return Taken(tuple(seconds), length)
 
     @contextmanager
+    def computing_all(self) -> Iterator[None]:
+        """Inside it the engine leaves out nothing."""
+        before, self._skipping.batch = self._skipping.batch, None
+        yield
+        self._skipping.batch = before
+
+    @contextmanager
     def _whole_prompts(self) -> Iterator[None]:
         """All in one step, since none is computed: no request gets ahead of the others."""
         scheduler = self.engine.scheduler

@@ -96,9 +96,7 @@ class Calibration(Record):
     def on(self, profile: Profile) -> Profile:
         """The profile with the measured ceilings. ConfigError: the overlay is of another profile."""
         if profile.name != self.profile:
-            raise ConfigError(
-                f"the calibration is of {self.profile}, not of {profile.name}: calibrate that one"
-            )
+            raise ConfigError(f"the calibration is of {self.profile}, not of {profile.name}: calibrate that one")
         sized = profile if profile.memory.usable_gib else profile.on_device(usable_gib=self.usable_gib)
         return with_ceilings(sized, self.bandwidth_gb_per_s, dict(self.matrix_tflops.items()), self.source)
 
