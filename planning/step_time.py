@@ -132,8 +132,8 @@ class StepTime:
             if len(chosen := np.flatnonzero(is_attention & (of_window == window)))
         }
         layers = np.array([site.num_layers for site in sites])
-        chosen = (has_weights, is_attention, is_attention, ~has_weights & ~is_attention)
-        self._calls = {kind: int(layers[each].sum()) for kind, each in zip(KINDS, chosen, strict=True)}
+        by_kind = (has_weights, is_attention, is_attention, ~has_weights & ~is_attention)
+        self._calls = {kind: int(layers[each].sum()) for kind, each in zip(KINDS, by_kind, strict=True)}
         self._launch_s = {kind: 1e-6 * self._calls[kind] * efficiency.launch_us[kind] for kind in KINDS}
         self._eager_s = 1e-6 * efficiency.eager_us * float(layers.sum())
 
