@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..hwprofiles.schema import Profile
 from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
-from .efficiency import Curve, Efficiency, Kind, ceilings
+from .efficiency import KINDS, Curve, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
 
@@ -57,6 +57,15 @@ class Breakdown:
         if self.is_host_hidden and self.host > self.device_s:
             return "host"
         return max(("bandwidth", "compute", "launch", "link"), key=lambda name: getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Ideal:
+    """What a kind of work takes at the ceilings, `axis` its place on the kind's curve, `calls` how many make it up."""
+
+    seconds: float
+    axis: float
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -101,11 +110,11 @@ class StepTime:
         self._beside_attention = lru_cache(maxsize=_KEPT_SIZES)(self._beside)
         self._is_host_hidden = profile.memory.kind != "dram"
         bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
-        _, operations_per_s_16 = ceilings(profile, _wide(profile, precision))
+        _, operations_per_s_16 = ceilings(profile, wide_rate(profile, precision))
         num_bytes, operations = load_coefficients(sites)
         is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in sites])
-        has_weights = np.array([bool(site.weight_bytes) for site in sites]) & (operations[:, [1, 5]].sum(axis=1) > 0)
-        is_attention = operations[:, 4] > 0
+        found = np.array([_kind(site, each) for site, each in zip(sites, operations, strict=True)])
+        has_weights, is_attention = found == "product", found == "decode_attention"
         num_bytes[is_layer, 0] *= precision.weight_share
         num_bytes[is_attention, 3] *= precision.kv_share
         rates = np.where(is_layer, operations_per_s, operations_per_s_16)[:, None]
@@ -123,16 +132,10 @@ class StepTime:
             if len(chosen := np.flatnonzero(is_attention & (of_window == window)))
         }
         layers = np.array([site.num_layers for site in sites])
-        launch_us = efficiency.launch_us
-        of_others = (
-            layers[has_weights].sum() * launch_us["product"]
-            + layers[~has_weights & ~is_attention].sum() * launch_us["other"]
-        )
-        self._launch_s = 1e-6 * float(of_others)
-        self._decode_launch_s, self._prompt_launch_s = (
-            1e-6 * float(layers[is_attention].sum()) * launch_us[kind]
-            for kind in ("decode_attention", "prompt_attention")
-        )
+        by_kind = (has_weights, is_attention, is_attention, ~has_weights & ~is_attention)
+        self._calls = {kind: int(layers[each].sum()) for kind, each in zip(KINDS, by_kind, strict=True)}
+        self._launch_s = {kind: 1e-6 * self._calls[kind] * efficiency.launch_us[kind] for kind in KINDS}
+        self._eager_s = 1e-6 * efficiency.eager_us * float(layers.sum())
 
     def seconds(self, first: Integers, count: Integers, num_logits: int) -> float:
         """Of one step; arrays of one length, a span each."""
@@ -162,14 +165,44 @@ class StepTime:
                 bandwidth, compute = (
                     (bandwidth, compute + took) if multiplying > moving else (bandwidth + took, compute)
                 )
-        launch = (
-            self._launch_s + self._decode_launch_s * (num_decodes > 0) + self._prompt_launch_s * (num_decodes < spans)
-        )
+        launch = 1e-6 * self._efficiency.step_us + self._launch_s["product"] + self._launch_s["other"]
+        launch += self._launch_s["decode_attention"] * (num_decodes > 0)
+        launch += self._launch_s["prompt_attention"] * (num_decodes < spans)
         host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
+        host += self._eager_s * (num_decodes < spans)
         return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
 
+    def ideals(self, first: Integers, count: Integers, num_logits: int) -> dict[Kind, Ideal]:
+        """Of one step whose spans all decode or all read prompts: what a measurement's shares are of."""
+        rows = int(count.sum())
+        load = np.array([1, rows, len(count), 0, 0, num_logits], dtype=np.float64)
+        moving, multiplying = self._products.at(load)
+        least = np.maximum(moving, multiplying)
+        intensity = float(np.exp(np.average(np.log(multiplying / moving), weights=least)))
+        kind: Kind = "decode_attention" if (count == 1).all() else "prompt_attention"
+        attending = [(sites, *attention_load(first, count, window)) for window, sites in self._attention.items()]
+        attention_s = [max(sites.moving(keys), sites.multiplying(keys)) for sites, keys, _ in attending]
+        axis = float(np.average([keys_a_row for _, _, keys_a_row in attending], weights=attention_s))
+        return {
+            "product": Ideal(float(least.sum()), intensity, self._calls["product"]),
+            kind: Ideal(sum(attention_s), axis, self._calls[kind]),
+            "other": Ideal(float(np.maximum(*self._others.at(load)).sum()), rows, self._calls["other"]),
+        }
 
-def _wide(profile: Profile, precision: Precision) -> str:
+
+def kinds(sites: tuple[Site, ...]) -> dict[str, Kind]:
+    """By a site's name the kind of its work; attention that decodes stands for both of its kinds."""
+    _, operations = load_coefficients(sites)
+    return {site.name: _kind(site, each) for site, each in zip(sites, operations, strict=True)}
+
+
+def _kind(site: Site, operations: Reals) -> Kind:
+    if operations[4] > 0:
+        return "decode_attention"
+    return "product" if site.weight_bytes and operations[[1, 5]].sum() > 0 else "other"
+
+
+def wide_rate(profile: Profile, precision: Precision) -> str:
     """The rate of what stays in 16 bits."""
     if precision.rate in ("bf16", "fp16", "fp32"):
         return precision.rate

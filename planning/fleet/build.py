@@ -20,8 +20,8 @@ from .scenario import FleetSpec, Scenario, Workers
 from .simulation import Simulation
 from .stage import Stage
 from .trace import read_trace
-from .workload import Workload, draw_workload
 from .worker import Replica
+from .workload import Workload, draw_workload
 
 _ROLES = ("serve", "prefill", "decode")
 _STRETCHES = 60
