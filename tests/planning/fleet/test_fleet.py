@@ -164,7 +164,9 @@ def test_a_mixed_fleet_gives_a_slow_worker_less(kit: Any) -> None:
 
 
 def test_fleets_of_several_models_get_their_share_of_the_requests(kit: Any) -> None:
-    fleets = [{**fleet(kit, False, "round_robin"), "name": name, "share": share} for name, share in (("s", 3), ("l", 1))]
+    fleets = [
+        {**fleet(kit, False, "round_robin"), "name": name, "share": share} for name, share in (("s", 3), ("l", 1))
+    ]
     outcome, report = kit.run(kit.scenario(requests=400, fleets=fleets))
     small, large = report["fleets"]
     assert small["requests"] + large["requests"] == 400

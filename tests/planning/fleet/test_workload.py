@@ -133,7 +133,10 @@ def test_a_trace_is_repeated_and_hurried(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("TIMESTAMP,ContextTokens\n", r"t.csv:1: the trace has no column GeneratedTokens: its header is TIMESTAMP,Cont"),
+        (
+            "TIMESTAMP,ContextTokens\n",
+            r"t.csv:1: the trace has no column GeneratedTokens: its header is TIMESTAMP,Cont",
+        ),
         ("a,b\n", "no column TIMESTAMP and none ContextTokens and none GeneratedTokens"),
         ("", "its header is empty"),
         (_HEADER, "has no requests"),
@@ -153,5 +156,5 @@ def test_a_trace_that_is_none_says_where(tmp_path: Path, text: str, said: str) -
 
 
 def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the trace .*gone.csv"):
+    with pytest.raises(ConfigError, match=r"cannot read the trace .*gone\.csv"):
         read_trace(tmp_path / "gone.csv")

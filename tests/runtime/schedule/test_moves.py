@@ -20,8 +20,8 @@ def admission(num_pages: int) -> Admission:
 
 def request(length: int, first: int = 0) -> Scheduled:
     tokens = np.arange(first, first + length, dtype=np.int32)
-    return Scheduled(number=0, tokens=tokens, prompt_length=length, params=SamplingParams(), seed=0, max_length=length + 9,
-                     rank=(0.0, 0), root=root_key("m", "", ""))  # fmt: skip
+    root = root_key("m", "", "")
+    return Scheduled(0, tokens, length, SamplingParams(), seed=0, max_length=length + 9, rank=(0.0, 0), root=root)
 
 
 def computed(where: Admission, length: int) -> None:
