@@ -20,6 +20,11 @@ def simulate(
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="A scenario of your own (YAML).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the scenario's.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, metavar="N", help="Instead of the scenario's number.")] = None,
+    routing: Annotated[str | None, typer.Option(metavar="POLICY", help="Instead of that of every fleet.")] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, metavar="SHARE", help="Find the rate at which this share keeps the limits."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report that needs nothing else.")] = None,
     output_json: bench_options.OutputJson = None,
     plot: bench_options.Plot = None,
@@ -29,7 +34,7 @@ def simulate(
 
     Arrivals, lengths, routing, scaling and failures come from the scenario; the same seed gives the same report.
     """
-    from ..planning.fleet.scenario import names, read_scenario
+    from ..planning.fleet.scenario import names, read_scenario, rerouted
 
     if scenario is None and file is None:
         print(json.dumps(names()) if as_object else _listed(names()))
@@ -39,7 +44,9 @@ def simulate(
     bench_options.check_outputs(plot, output_json, html)
     chosen, folder = read_scenario(scenario, file)
     changes = options.given(seed=seed, requests=requests)
-    result = _run(chosen.model_copy(update=changes), folder)
+    chosen = rerouted(chosen, routing) if routing else chosen
+    changed = chosen.model_copy(update=changes)
+    result = _run(changed, folder) if max_rate is None else _most(changed, folder, max_rate)
     if html is not None:
         from ..planning.fleet.sections import about, sections
         from ..planning.report import page
@@ -57,6 +64,18 @@ def _run(scenario: Any, folder: Path) -> dict[str, Any]:
     simulation = build(scenario, folder)
     with ticking("simulate", len(simulation.workload)) as tick:
         return measures(scenario, simulation.run(tick))
+
+
+def _most(scenario: Any, folder: Path, share: float) -> dict[str, Any]:
+    """The run at the highest rate that the fleet holds."""
+    from ..planning.fleet.capacity import capacity
+
+    with ticking("simulate", 10) as tick:
+        found = capacity(scenario, folder, share, tick)
+    if found is None:
+        limits = f"{scenario.slo.ttft_ms:g} ms and {scenario.slo.tpot_ms:g} ms a token"
+        raise typer.BadParameter(f"at no rate {share:.0%} of the requests keep {limits}", param_hint="--max-rate")
+    return found
 
 
 def _listed(names: list[str]) -> str:

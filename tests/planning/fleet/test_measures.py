@@ -29,7 +29,9 @@ def test_figures_are_the_journals(kit: Any) -> None:
     assert report["eur"] == pytest.approx(2 * outcome.lasted_s / 3600 * 3.6)
     assert report["eur_per_million_tokens"] == pytest.approx(1e6 * report["eur"] / workload.output_tokens.sum())
     (workers,) = report["fleets"][0]["workers"]
-    assert sum(workers["over_time"]["workers"]) * workers["over_time"]["stretch_s"] == pytest.approx(workers["rented_s"])
+    assert sum(workers["over_time"]["workers"]) * workers["over_time"]["stretch_s"] == pytest.approx(
+        workers["rented_s"]
+    )
     assert 0 < workers["utilisation"] <= 1
     assert report["mean_batch"] > 1
 
@@ -86,3 +88,19 @@ def test_a_full_worker_makes_the_tokens_of_the_plan(kit: Any) -> None:
     _, report = kit.run(chosen, found)
     planned = point(found, 16, Load(400, 100))
     assert report["output_tokens_per_s"] == pytest.approx(planned.tokens_per_s, rel=0.1)
+
+
+def test_the_highest_rate_is_kept_and_a_higher_one_is_not(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathlib import Path
+
+    from ambidex.planning.fleet import capacity
+
+    monkeypatch.setattr(capacity, "plan_replicas", lambda scenario: [[kit.Round()]])
+    chosen = kit.scenario(requests=150, slo={"ttft_ms": 200, "tpot_ms": 40})
+    found = capacity.capacity(chosen, Path(), 0.9)
+    assert found is not None
+    assert found["goodput"]["share"] >= 0.9
+    factor = found["arrivals_per_s"] / kit.run(chosen)[1]["arrivals_per_s"]
+    assert kit.run(capacity.hurried(chosen, factor))[1]["goodput"]["share"] >= 0.9
+    assert kit.run(capacity.hurried(chosen, 1.1 * factor))[1]["goodput"]["share"] < 0.9
+    assert capacity.capacity(kit.scenario(slo={"ttft_ms": 1, "tpot_ms": 1}), Path(), 0.9) is None

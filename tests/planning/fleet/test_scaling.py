@@ -20,7 +20,12 @@ def scaled(kit: Any, **scaling: Any) -> Any:
             "output_tokens": {"kind": "constant", "tokens": 40},
         },
         fleets=[
-            {"name": "a", "params": "8B", "workers": [{"profile": "x", "workers": 1, "max_workers": 6}], "scaling": fields}
+            {
+                "name": "a",
+                "params": "8B",
+                "workers": [{"profile": "x", "workers": 1, "max_workers": 6}],
+                "scaling": fields,
+            }
         ],
         loading={"gb_per_s": 0.125, "start_s": 2},
     )
