@@ -95,7 +95,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, old: str, new: str, said: str) -
 def test_an_unknown_scenario_is_told_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown scenario 'phase1': did you mean phase-1"):
         read_scenario("phase1")
-    with pytest.raises(ConfigError, match="cannot read the scenario .*gone.yaml"):
+    with pytest.raises(ConfigError, match=r"cannot read the scenario .*gone\.yaml"):
         read_scenario(file=Path("gone.yaml"))
 
 
