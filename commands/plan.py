@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import options, plan_published
 from .bench_options import check_file
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def plan(
     load_gb_per_s: Annotated[
         float, typer.Option(metavar="RATE", help="Of the disk or network that weights come from.")
     ] = 1.25,
+    published: Annotated[
+        bool, typer.Option("--published", help="Instead: figures that others published, beside what a plan says.")
+    ] = False,
     as_object: options.AsJson = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a report with plots: one file, nothing else.")
@@ -63,6 +66,13 @@ def plan(
 
     Every profile and format where none is named, and the best for latency, throughput and cost.
     """
+    if published:
+        if model is not None or params is not None or html is not None:
+            raise typer.BadParameter(
+                "its models are those of the figures: leave out what else is asked", param_hint="--published"
+            )
+        plan_published.published(as_object)
+        return
     from ..planning.goals import best
     from ..planning.plan import plan as planned
     from ..planning.point import Load
