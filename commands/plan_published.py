@@ -12,7 +12,7 @@ from .table import table, wrapped
 if TYPE_CHECKING:
     from ..planning.published import Comparison
 
-_HEADER = ("model", "devices", "in/out", "published", "predicted", "ratio", "limit")
+_HEADER = ("model", "devices", "in/out", "theirs", "plan", "ratio", "limit")
 
 
 def published(as_object: bool) -> None:
@@ -60,10 +60,10 @@ def _summary(found: Sequence[Comparison], mean: float) -> str:
     counted = [each for each in found if each.figure.source != WITHOUT_WORKLOAD]
     within = sum(not each.is_far for each in counted)
     lines = [
-        f"Tokens/s of all devices together. Geometric mean of predicted / published: {mean:.2f} over {len(counted)} "
-        f"rows, {within} of them within {LEAST_RATIO:g} to {MOST_RATIO:g}; rows of the {WITHOUT_WORKLOAD}, which names "
-        "no workload, are not in it. The default shares of peaks alone; keys and values in FP8, 2,048 slots, steps of "
-        "8,192 tokens, as many requests as have room."
+        "Tokens/s of all devices together, as published and as predicted. The ratio's geometric mean is "
+        f"{mean:.2f} over {len(counted)} rows, {within} of them within {LEAST_RATIO:g} to {MOST_RATIO:g}; rows of the "
+        f"{WITHOUT_WORKLOAD}, which names no workload, are not in it. The default shares of peaks alone; keys and "
+        "values in FP8, 2,048 slots, steps of 8,192 tokens, as many requests as have room."
     ]
     for each in found:
         if each.is_far:

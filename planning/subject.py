@@ -93,7 +93,7 @@ def _on_hub(model: str, revision: str | None) -> Subject:
     from huggingface_hub import errors
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # what it tries again is said once, in the failure
+    logging.set_verbosity(logging.ERROR)  # what it tries again is said once, in the failure
     try:
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError, ValueError):
