@@ -79,10 +79,11 @@ def checkpoint(model: str | None, shape: str | None) -> Iterator[str | None]:
         yield folder
 
 
-def check_outputs(plot: Path | None, output_json: Path | None) -> None:
+def check_outputs(plot: Path | None, output_json: Path | None, html: Path | None = None) -> None:
     """Before anything is measured: can the result be drawn and written where it is wanted?"""
     check_file(plot, "--plot")
     check_file(output_json, "--output-json")
+    check_file(html, "--html")
     check_plot(plot)
 
 

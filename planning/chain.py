@@ -93,7 +93,7 @@ def _pass(part: Shard, profile: Profile, precision: Precision, first: np.ndarray
     is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in part.sites])
     num_bytes[is_layer, 0] *= precision.weight_share
     num_bytes[operations[:, 4] > 0, 3] *= precision.kv_share
-    vector = attention_load(first, count, 0)[0]
+    vector = np.array(attention_load(first, count, 0)[0], dtype=np.float64)
     vector[5] = len(count)
     resident = weight_bytes(part, precision)
     return roofline(profile, float((num_bytes @ vector).sum()), float((operations @ vector).sum()),

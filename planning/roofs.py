@@ -53,7 +53,7 @@ def _point(deployment: Deployment, site: Site, first: Integers, count: Integers,
     rate = precision.rate if is_layer else wide_rate(deployment.profile, precision)
     bytes_per_s, operations_per_s = ceilings(deployment.profile, rate)
     load, keys_a_row = attention_load(first, count, site.group.window if site.group else 0)
-    load[5] = num_logits
+    load = (*load[:5], num_logits)
     if is_layer:
         num_bytes[0] *= precision.weight_share
     if operations[4]:

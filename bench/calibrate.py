@@ -1,0 +1,219 @@
+"""Measures the overlay of the present device's profile (`planning/calibration.py`): what its own kernels reach.
+
+ceilings   R, bytes read a second, and C, the rate of products, read again before and after each case: a share is of the
+           ceilings of its own moment, since a shared machine changes its speed in the course of a run.
+shares     the bound kernels on the sites of a few layers of a model (`noted.py`): a kind's ideal seconds over what its
+           calls took. Two rounds; of a case that was measured twice the mean counts.
+costs      of a call and of a step, on a model so small that nothing else takes time: calls of a kind in a row, then
+           whole steps of the engine.
+
+No prompt is longer than the ladder, and no batch larger: beyond its ends a curve stays what it is there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+import torch
+
+from ..hwprofiles.records import RATE_OF_DTYPE, RateName
+from ..ops.types import dtype_name
+from ..planning.calibration import Calibration, Curves, Micros4, Points, with_ceilings
+from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
+from ..planning.precision import Precision
+from ..planning.step_time import StepTime
+from ..runtime.options import Options
+from ..runtime.start import Decisions, decide, place
+from ..runtime.step import Integers
+from .ceilings import Ceilings, Gauge
+from .noted import Calls
+from .shapes import SHAPES, Shape, write_config
+from .steady import SPARE_TOKENS, Steady, built_at_random
+from .stopwatch import Stopwatch
+
+_UNIT = replace(
+    DEFAULT, curves={kind: Curve((1.0,), (1.0,), "ideal") for kind in KINDS}, launch_us=dict.fromkeys(KINDS, 0.0)
+)
+_LEAST_SHARE_OF_TIME = 0.1
+"""What stays of a measured time, at least, when the cost of its calls is taken off."""
+_SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
+_HOST_BATCH = 16
+
+Key = tuple[Kind, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured. shape: whose sites, `layers` of them; decodes: (requests, context); prompts: tokens of one."""
+
+    shape: Shape
+    layers: int = 3
+    decodes: tuple[tuple[int, int], ...] = (
+        (1, 512), (2, 512), (4, 512), (8, 128), (16, 128), (32, 128), (32, 1024), (64, 256), (8, 1024), (8, 4096),
+        (1, 4096), (8, 8192),
+    )  # fmt: skip
+    prompts: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    rounds: int = 2
+    budget_s: float = 0.12
+
+    @property
+    def num_cases(self) -> int:
+        return self.rounds * (len(self.decodes) + len(self.prompts))
+
+    def options(self, folder: str, device: str | None, dtype: str) -> Options:
+        longest = max(*self.prompts, *(context for _, context in self.decodes)) + 1
+        tokens = 2 * max(batch * (context + 256) for batch, context in self.decodes)
+        return Options(
+            model=folder, device=device, dtype=dtype, max_model_len=longest, kv_cache_tokens=max(tokens, longest),
+            max_num_seqs=max(batch for batch, _ in self.decodes), max_num_batched_tokens=max(self.prompts),
+            graphs=False, progress=False,
+        )  # fmt: skip
+
+
+def default_sizes(device: str | None) -> Sizes:
+    """A host's layer is a 1B model's, a device's that works by itself an 8B's: what each is used for."""
+    backend, _, _ = place(device)
+    return Sizes(replace(SHAPES["8b" if backend.is_asynchronous else "1b"], vocabulary_size=32_768))
+
+
+def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = lambda: None) -> Calibration:
+    """The overlay of the present device. Errors: those of `runtime.start.decide`."""
+    dtype = _dtype(device)
+    small = _Small(device, dtype)
+    bench = _Bench(sizes, device, dtype)
+    launch_us = {kind: small.launch_us(kind) for kind in KINDS}
+    for case in bench.cases():
+        bench.add(case, launch_us)
+        tick()
+    return _calibration(bench, small, launch_us)
+
+
+def _dtype(device: str | None) -> str:
+    _, _, profile = place(device)
+    return "bfloat16" if "bfloat16" in profile.dtypes else "float16"
+
+
+def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
+    with tempfile.TemporaryDirectory() as folder:
+        write_config(shape, Path(folder))
+        return decide(options(folder))
+
+
+class _Bench:
+    """Shares of the moment's ceilings, by kind and by what the kind's curve is over."""
+
+    def __init__(self, sizes: Sizes, device: str | None, dtype: str) -> None:
+        self._sizes = sizes
+        self.decided = _decided(
+            replace(sizes.shape, num_layers=sizes.layers), lambda f: sizes.options(f, device, dtype)
+        )
+        self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
+        watch = Stopwatch(self.decided.backend, self.decided.device)
+        self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
+        self.seen: list[Ceilings] = [self.gauge.now(dtype)]
+        self._found: dict[Key, list[tuple[float, float]]] = {}
+
+    def cases(self) -> Iterator[tuple[Integers, Integers]]:
+        """First positions and counts of the spans of a step."""
+        for _ in range(self._sizes.rounds):
+            for batch, context in self._sizes.decodes:
+                yield np.full(batch, context - 1), np.ones(batch, dtype=np.int64)
+            for length in self._sizes.prompts:
+                yield np.zeros(1, dtype=np.int64), np.array([length])
+
+    def add(self, case: tuple[Integers, Integers], launch_us: dict[Kind, float]) -> None:
+        noted = self._calls.noted(*case)
+        took = {kind: self._calls.seconds(calls, self._sizes.budget_s) for kind, calls in noted.items()}
+        self.seen.append(self.gauge.now(self.dtype))
+        for kind, ideal in self._step_time().ideals(*case, len(case[0])).items():
+            passes = len(noted[kind]) / ideal.calls
+            seconds = took[kind] / passes
+            work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
+            place = round(ideal.axis) if kind != "product" else int(case[1].sum())
+            self._found.setdefault((kind, place), []).append((ideal.axis, ideal.seconds / work_s))
+
+    def points(self, kind: Kind) -> Points:
+        """By what was asked for, since the intensity of the same rows follows the moment's ceilings."""
+        places = sorted((fmean(at for at, _ in found), fmean(share for _, share in found))
+                        for (each, _), found in self._found.items() if each == kind)  # fmt: skip
+        return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
+
+    def _step_time(self) -> StepTime:
+        """At the ceilings between this case and the one before."""
+        before, now = self.seen[-2:]
+        rate = RATE_OF_DTYPE[self.dtype]
+        rates: dict[RateName, float] = {rate: fmean(each.matrix_tflops[self.dtype] for each in (before, now))}
+        gb_per_s = fmean(each.read_gb_per_s for each in (before, now))
+        profile = with_ceilings(self.decided.profile, gb_per_s, rates, "of this moment")
+        return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
+
+
+class _Small:
+    """A model whose work takes no time: what is left is the cost of calls and steps."""
+
+    def __init__(self, device: str | None, dtype: str) -> None:
+        self._decided = _decided(_SMALL, lambda folder: Options(
+            model=folder, device=device, dtype=dtype, max_model_len=64 + SPARE_TOKENS, max_num_seqs=_HOST_BATCH,
+            kv_cache_tokens=_HOST_BATCH * 256, max_num_batched_tokens=64, prefix_caching=False, progress=False,
+        ))  # fmt: skip
+        self._steady = Steady(built_at_random(self._decided))
+        self._calls = Calls(self._decided, self._steady.worker)
+
+    def launch_us(self, kind: Kind) -> float:
+        """Of one call of the kind, one request at one or two tokens."""
+        count = np.array([2 if kind == "prompt_attention" else 1])
+        calls = self._calls.noted(np.zeros(1, dtype=np.int64), count)[kind]
+        return 1e6 * self._calls.seconds(calls, 0.05) / len(calls)
+
+    def host_us(self, launch_us: dict[Kind, float]) -> tuple[float, float, float]:
+        """Of a step, of each request in it, and of each site where no graph replays: whole steps of the engine, less
+        what its calls take where the host waits for them."""
+        one, many = (self._step_us(batch, launch_us) for batch in (1, _HOST_BATCH))
+        per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
+        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(launch_us)
+        num_calls = sum(site.num_layers for site in self._calls.sites)
+        return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
+
+    def _step_us(self, batch: int, launch_us: dict[Kind, float]) -> float:
+        return 1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(launch_us)
+
+    def _waited_us(self, launch_us: dict[Kind, float]) -> float:
+        if self._decided.backend.is_asynchronous:
+            return 0.0
+        noted = self._calls.noted(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
+        return sum(launch_us[kind] * len(calls) for kind, calls in noted.items() if kind != "decode_attention") + (
+            launch_us["decode_attention"] * _SMALL.num_layers
+        )
+
+
+def _calibration(bench: _Bench, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
+    decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
+    host_us, per_request_us, eager_us = small.host_us(launch_us)
+    tflops: dict[RateName, float] = {
+        rate: median(each.matrix_tflops[bench.dtype] for each in bench.seen),
+        "fp32": bench.gauge.ceilings.matrix_tflops[dtype_name(torch.float32)],
+    }
+    return Calibration(
+        profile=decided.profile.name,
+        device=decided.report.name or decided.profile.title,
+        date=datetime.datetime.now(datetime.UTC).date(),
+        usable_gib=decided.profile.memory.usable_gib or decided.backend.memory(decided.device).total_bytes / 2**30,
+        bandwidth_gb_per_s=_short(median(each.read_gb_per_s for each in bench.seen)),
+        matrix_tflops={name: _short(value) for name, value in tflops.items()},  # type: ignore[arg-type]
+        launch_us=Micros4(**{kind: _short(value) for kind, value in launch_us.items()}),
+        step_us=0.0,
+        host_us=_short(host_us),
+        host_us_per_request=_short(per_request_us),
+        eager_us=_short(eager_us),
+        curves=Curves(**{kind: bench.points(kind) for kind in KINDS}),
+    )
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
