@@ -38,6 +38,7 @@ from .steady import SPARE_TOKENS, Steady, Taken, built_at_random
 from .stopwatch import Stopwatch
 
 Row = dict[str, Any]
+_WATCH_S = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ class _Runs:
         self, planned: Deployment, decided: Decisions, steady: Steady, budget_s: float, *, has_ceilings: bool
     ) -> None:
         self._planned, self._steady, self._budget_s, self._decided = planned, steady, budget_s, decided
-        watch = Stopwatch(decided.backend, decided.device)
+        watch = Stopwatch(decided.backend, decided.device, min(_WATCH_S, budget_s))
         self._dtype = dtype_name(decided.dtype)
         self._gauge = Gauge(watch, [decided.dtype]) if has_ceilings else None
         self._seen = [self._now()]

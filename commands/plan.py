@@ -56,6 +56,7 @@ def plan(
 
     Every profile and format where none is named, and the best for latency, throughput and cost.
     """
+    from ..planning.calibration import find
     from ..planning.goals import best
     from ..planning.plan import plan as planned
     from ..planning.point import Load
@@ -68,7 +69,8 @@ def plan(
     )  # fmt: skip
     profiles = _profiles(profile)
     subject = _subject(model, params, family)
-    rows = planned(subject, profiles, format_name or FORMATS, question)
+    calibrations = {each.name: found for each in profiles if (found := find(each))}
+    rows = planned(subject, profiles, format_name or FORMATS, question, calibrations)
     goals = best(rows, [each.name for each in profiles if each.backend])
     if as_object:
         about = {"model": subject.name, "num_parameters": subject.num_parameters}
