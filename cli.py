@@ -29,6 +29,7 @@ from .commands.overload import overload
 from .commands.plan import plan
 from .commands.prefix import prefix
 from .commands.profiles import profiles
+from .commands.simulate import simulate
 from .commands.step import step
 from .commands.throughput import throughput
 from .commands.tune import tune
@@ -69,7 +70,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, plan, calibrate, tune, doctor, build_kernels):
+for command in (generate, chat, devices, profiles, explain, plan, simulate, calibrate, tune, doctor, build_kernels):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, step, host, interference, overload):
     bench.command()(measurement)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..planning.precision import Precision
 from ..planning.step_time import StepTime
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide, place
-from ..runtime.step import Integers
+from ..runtime.step import Integers, Step
 from .ceilings import Ceilings, Gauge
 from .noted import Calls
 from .shapes import SHAPES, Shape, write_config
@@ -44,7 +44,7 @@ _UNIT = replace(
 _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
 _SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
-_HOST_BATCH = 16
+_HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -121,28 +121,42 @@ def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
         return decide(options(folder))
 
 
+@dataclass(frozen=True)
+class _Case:
+    """Of one kind: where it is on the axis, seconds at the moment's ceilings, seconds that its work took."""
+
+    axis: float
+    ideal_s: float
+    work_s: float
+
+
 class _Found:
-    """Shares of the moment's ceilings, by kind and by what was asked for; and these ceilings."""
+    """What was measured, by kind, by what was asked for and by shape; and the ceilings meanwhile."""
 
     def __init__(self) -> None:
         self.seen: list[Ceilings] = []
-        self._shares: dict[tuple[Kind, int], list[tuple[float, float]]] = {}
+        self._cases: dict[tuple[Kind, int], dict[Shape, list[_Case]]] = {}
 
-    def add(self, kind: Kind, asked: int, axis: float, share: float) -> None:
-        self._shares.setdefault((kind, asked), []).append((axis, share))
+    def add(self, kind: Kind, asked: int, shape: Shape, case: _Case) -> None:
+        self._cases.setdefault((kind, asked), {}).setdefault(shape, []).append(case)
 
     def points(self, kind: Kind) -> Points:
-        """The mean of each place; where that is on its axis follows the moment's ceilings, too."""
-        places = sorted((fmean(at for at, _ in found), fmean(share for _, share in found))
-                        for (each, _), found in self._shares.items() if each == kind)  # fmt: skip
+        """Of each place the mean over shapes; within a shape what takes long counts for more, as it does in a step."""
+        places = sorted((fmean(case.axis for cases in shapes.values() for case in cases),
+                         fmean(map(_share, shapes.values())))
+                        for (each, _), shapes in self._cases.items() if each == kind)  # fmt: skip
         return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
+
+
+def _share(cases: Sequence[_Case]) -> float:
+    return sum(case.ideal_s for case in cases) / sum(case.work_s for case in cases)
 
 
 class _Bench:
     """One shape's layers, ready to be measured."""
 
     def __init__(self, sizes: Sizes, shape: Shape, device: str | None, dtype: str) -> None:
-        self._sizes = sizes
+        self._sizes, self._shape = sizes, shape
         self.decided = _decided(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
@@ -165,7 +179,7 @@ class _Bench:
             seconds = took[kind] * ideal.calls / len(noted[kind])
             work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
             asked = int(case[1].sum()) if kind == "product" else round(ideal.axis)
-            found.add(kind, asked, ideal.axis, ideal.seconds / work_s)
+            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, work_s))
         found.seen.append(self._before)
 
     def _step_time(self, *around: Ceilings) -> StepTime:
@@ -203,9 +217,27 @@ class _Small:
         num_calls = sum(site.num_layers for site in self._calls.sites)
         return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
 
-    def _waited_us(self, batch: int, count: int) -> float:
-        if self._decided.backend.is_asynchronous:
+    def step_us(self) -> float:
+        """Of the device in a step beside the calls of its sites; where the host waits for them it is the host's."""
+        backend, graphs = self._decided.backend, self._steady.worker.graphs
+        if not backend.is_asynchronous or graphs is None:
             return 0.0
+        calls_us = self._calls_us(1, 1)
+        step = Step(spans=np.array([[0, 15, 1]]), logits=np.zeros((1, 2), dtype=np.int64))
+        self._steady.worker.slots.lengths.zero_()
+
+        def replayed() -> None:
+            graphs.run(step.spans[:, 0], step.spans[:, 1])
+            graphs.sampled(step)
+
+        replayed()
+        taken = [backend.elapsed_s(replayed, self._decided.device) for _ in range(_REPLAYS)]
+        return max(1e6 * median(taken) - calls_us, 0.0)
+
+    def _waited_us(self, batch: int, count: int) -> float:
+        return 0.0 if self._decided.backend.is_asynchronous else self._calls_us(batch, count)
+
+    def _calls_us(self, batch: int, count: int) -> float:
         noted = self._calls.noted(np.full(batch, 16 - count), np.full(batch, count))
         passes = {kind: len(calls) / _SMALL.num_layers if "attention" in kind else 1 for kind, calls in noted.items()}
         return sum(1e6 * self._calls.seconds(calls, 0.05) / passes[kind] for kind, calls in noted.items())
@@ -226,7 +258,7 @@ def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Ki
         bandwidth_gb_per_s=_short(median(each.read_gb_per_s for each in found.seen)),
         matrix_tflops={name: _short(value) for name, value in tflops.items()},  # type: ignore[arg-type]
         launch_us=Micros4(**{kind: _short(value) for kind, value in launch_us.items()}),
-        step_us=0.0,
+        step_us=_short(small.step_us()),
         host_us=_short(host_us),
         host_us_per_request=_short(per_request_us),
         eager_us=_short(eager_us),

@@ -56,7 +56,7 @@ def _text(found: Calibration, path: Path) -> str:
         ("bandwidth", f"{found.bandwidth_gb_per_s:g} GB/s read"),
         ("products", f"{rates} TFLOP/s"),
         ("a call", f"{launches} µs"),
-        ("a step", f"{found.host_us:g} µs of the host, {found.host_us_per_request:g} µs a request"),
+        ("a step", f"{found.step_us:g} µs of the device, {found.host_us:g} µs of the host, {found.host_us_per_request:g} µs a request"),
     ]
     rows = [("share of the ceilings", "over", "")]
     rows += [(kind.replace("_", " "), _AXES[kind], _shares(points.axis, points.shares))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
+from .bench_options import check_file
 
 if TYPE_CHECKING:
     from ..hwprofiles.schema import Profile
+    from ..planning.question import Question
+    from ..planning.rows import Row
     from ..planning.subject import Subject
 
 Params = Annotated[
@@ -51,6 +55,9 @@ def plan(
         float, typer.Option(metavar="RATE", help="Of the disk or network that weights come from.")
     ] = 1.25,
     as_object: options.AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report with plots: one file, nothing else.")
+    ] = None,
 ) -> None:
     """Say what fits, how fast it is and what it costs, on devices that need not be here.
 
@@ -67,18 +74,42 @@ def plan(
         Load(input_len, output_len), context, concurrency, kv_format, tensor_parallel, max_num_seqs, token_budget,
         load_gb_per_s,
     )  # fmt: skip
+    check_file(html, "--html")
     profiles = _profiles(profile)
     subject = _subject(model, params, family)
     calibrations = {each.name: found for each in profiles if (found := find(each))}
     rows = planned(subject, profiles, format_name or FORMATS, question, calibrations)
     goals = best(rows, [each.name for each in profiles if each.backend])
+    if html is not None:
+        html.write_text(_page(subject, question, rows, goals, profiles), encoding="utf-8")
     if as_object:
         about = {"model": subject.name, "num_parameters": subject.num_parameters}
         print(json.dumps({**about, "rows": rows, "best": goals}))
         return
-    from .plan_text import shown
+    from .plan_detail import detail
+    from .plan_text import comparison, heading
 
-    print(shown(subject, question, rows, goals))
+    print(heading(subject, question) + "\n")
+    print(detail(rows[0], question) if len(rows) == 1 else comparison(rows, goals, question))
+
+
+def _page(
+    subject: Subject, question: Question, rows: list[dict[str, Any]], goals: Mapping[str, Row], profiles: list[Profile]
+) -> str:
+    """The report. Its roofline is that of the cheapest, else of the first that fits and is no chain."""
+    from .. import __version__
+    from ..planning.calibration import find
+    from ..planning.plan import deployed
+    from ..planning.plan_report import sections
+    from ..planning.report import page
+    from .plan_text import goal_text
+
+    drawn = goals.get("cost") or next((row for row in rows if row["fits"] and not row["is_bound"]), None)
+    chosen = [each for each in profiles if drawn and each.name == drawn["profile"]]
+    shown = deployed(subject, chosen[0], drawn["format"], question, find(chosen[0])) if drawn and chosen else None
+    words = {goal: goal_text(goal, row) for goal, row in goals.items()}
+    about = f"ambidex {__version__} plan; predictions from the model's config and the profiles' numbers"
+    return page(f"Plan: {subject.name}", sections(subject, question, rows, words, shown), about)
 
 
 def _profiles(named: Sequence[str] | None) -> list[Profile]:

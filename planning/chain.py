@@ -1,8 +1,12 @@
 """Machines whose memory is SRAM: weights and keys lie in it, over as many devices as that takes, one behind another.
 
-A step passes through the chain: its time is that of all bytes at one device's bandwidth, or of all operations at one
-device's rate (`hwprofiles.roofline`). Each device has its own step at once: with N devices and B requests there are
-min(B, N) groups on the way, each of B / N requests or one. This is a bound, not a forecast: what a hop between devices
+A step passes through the chain: its time t is that of all bytes at one device's bandwidth, or of all operations at one
+device's rate (`hwprofiles.roofline`). Each of N devices works on another group of requests, of g = B / N or of one, so
+
+    time per token >= max(t, (B / g t + B c / n) / N),    time to the first token >= max(t, c / N)
+
+with answers of n tokens and c the operations of a prompt at one device's rate: its tokens follow one another through
+the chain. This is a bound, not a forecast: what a hop between devices
 takes is in no profile, nor the share of the peaks that such a machine reaches.
 """
 
@@ -72,12 +76,14 @@ def chain(subject: Subject, profile: Profile, precision: Precision, question: Qu
 
 
 def _point(part: Shard, profile: Profile, precision: Precision, load: Load, num_devices: int, batch: int) -> ChainPoint:
-    group = -(-batch // num_devices)
-    context = load.input_len + load.output_len // 2
+    group, context = -(-batch // num_devices), load.input_len + load.output_len // 2
     step = _pass(part, profile, precision, np.full(group, context - 1), np.ones(group, dtype=np.int64))
+    alone = _pass(part, profile, precision, np.array([load.input_len - 1]), np.ones(1, dtype=np.int64))
     prompt = _pass(part, profile, precision, np.zeros(1, dtype=np.int64), np.array([load.input_len]))
-    tpot_s = step.seconds + prompt.seconds * group / load.output_len
-    ttft_s = prompt.seconds if prompt.compute_seconds is not None else None
+    reading_s = prompt.compute_seconds
+    busy_s = (-(-batch // group) * step.seconds + batch * (reading_s or 0.0) / load.output_len) / num_devices
+    ttft_s = None if reading_s is None else max(alone.seconds, reading_s / num_devices)
+    tpot_s = max(step.seconds, busy_s)
     return ChainPoint(batch, ttft_s, tpot_s, batch / tpot_s, step.limit)
 
 
@@ -87,7 +93,7 @@ def _pass(part: Shard, profile: Profile, precision: Precision, first: np.ndarray
     is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in part.sites])
     num_bytes[is_layer, 0] *= precision.weight_share
     num_bytes[operations[:, 4] > 0, 3] *= precision.kv_share
-    vector = attention_load(first, count, 0)[0]
+    vector = np.array(attention_load(first, count, 0)[0], dtype=np.float64)
     vector[5] = len(count)
     resident = weight_bytes(part, precision)
     return roofline(profile, float((num_bytes @ vector).sum()), float((operations @ vector).sum()),

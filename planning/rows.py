@@ -23,8 +23,8 @@ def empty_row(profile: str, format_name: str, question: Question, reason: str | 
         "profile": profile, "format": format_name, "kv_format": question.kv_format, "fits": False,
         "min_tensor_parallel": None, "num_devices": None, "max_context_tokens": None, "max_concurrency": None,
         "concurrency": None, "ttft_ms": None, "tpot_ms": None, "tokens_per_s": None, "eur_per_million_tokens": None,
-        "kj_per_million_tokens": None, "limit": None, "efficiency_source": None, "load_s": None, "reason": reason,
-        "ledger": None, "batches": [], "degrees": [],
+        "kj_per_million_tokens": None, "limit": None, "efficiency_source": None, "is_bound": False, "load_s": None,
+        "reason": reason, "ledger": None, "batches": [], "degrees": [],
     }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def chain_row(found: Chain, question: Question) -> Row:
         "max_context_tokens": found.max_context_tokens,
         "max_concurrency": found.max_concurrency,
         "efficiency_source": SOURCE,
+        "is_bound": True,
         "load_s": found.weight_bytes / question.load_gb_per_s / 1e9,
         "ledger": {
             "weights": found.weight_bytes, "kv_bytes_per_token": found.kv_token_bytes, "budget": int(held),
