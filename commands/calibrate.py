@@ -56,8 +56,9 @@ def _text(found: Calibration, path: Path) -> str:
         ("bandwidth", f"{found.bandwidth_gb_per_s:g} GB/s read"),
         ("products", f"{rates} TFLOP/s"),
         ("a call", f"{launches} µs"),
-        ("a step", f"{found.step_us:g} µs of the device, {found.host_us:g} µs of the host, {found.host_us_per_request:g} µs a request"),
-    ]
+        ("a step", f"{found.step_us:g} µs of the device beside them, {found.host_us:g} µs of the host and "
+                   f"{found.host_us_per_request:g} µs a request"),
+    ]  # fmt: skip
     rows = [("share of the ceilings", "over", "")]
     rows += [(kind.replace("_", " "), _AXES[kind], _shares(points.axis, points.shares))
              for kind, points in found.curves]  # fmt: skip
