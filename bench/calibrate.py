@@ -33,7 +33,7 @@ from ..runtime.options import Options
 from ..runtime.start import Decisions, decide, place
 from ..runtime.step import Integers, Step
 from .ceilings import Ceilings, Gauge
-from .noted import Calls
+from .noted import Calls, Noted
 from .shapes import SHAPES, Shape, write_config
 from .steady import SPARE_TOKENS, Steady, built_at_random
 from .stopwatch import Stopwatch
@@ -44,13 +44,15 @@ _UNIT = replace(
 _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
 _SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
+_HOT_CALLS = 16
 _HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
 class Sizes:
     """What is measured. shapes: whose sites, so many layers of each that their weights are `rotated_bytes` or more;
-    decodes: (requests, context); prompts: tokens of one. rounds: over all cases of each shape."""
+    decodes: (requests, context); prompts: tokens of one. hot: a decode whose keys a cache holds. rounds: over all cases
+    of each shape."""
 
     shapes: tuple[Shape, ...]
     rotated_bytes: int = 192 << 20
@@ -58,6 +60,7 @@ class Sizes:
         (1, 512), (2, 512), (4, 512), (8, 128), (16, 128), (32, 128), (32, 1024), (64, 256), (8, 1024), (8, 4096),
     )  # fmt: skip
     prompts: tuple[int, ...] = (128, 256, 512, 1024)
+    hot: tuple[int, int] = (4, 256)
     rounds: int = 1
     budget_s: float = 0.12
 
@@ -104,6 +107,7 @@ def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = 
     found = _Found()
     for shape in sizes.shapes:
         bench = _Bench(sizes, shape, device, dtype)
+        bench.add_hot(found)
         for case in bench.cases():
             bench.add(case, launch_us, found)
             tick()
@@ -123,10 +127,12 @@ def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
 
 @dataclass(frozen=True)
 class _Case:
-    """Of one kind: where it is on the axis, seconds at the moment's ceilings, seconds that its work took."""
+    """Of one kind: where it is on the axis, seconds at the moment's ceilings, those of its operations alone, seconds
+    that its work took."""
 
     axis: float
     ideal_s: float
+    operations_s: float
     work_s: float
 
 
@@ -135,21 +141,30 @@ class _Found:
 
     def __init__(self) -> None:
         self.seen: list[Ceilings] = []
+        self.hot: list[float] = []
         self._cases: dict[tuple[Kind, int], dict[Shape, list[_Case]]] = {}
 
     def add(self, kind: Kind, asked: int, shape: Shape, case: _Case) -> None:
         self._cases.setdefault((kind, asked), {}).setdefault(shape, []).append(case)
 
+    @property
+    def beside_reading(self) -> float:
+        """Of decode attention: what it takes on keys that the caches hold, but never more than half of any case."""
+        decoding = [case for (kind, _), shapes in self._cases.items() if kind == "decode_attention"
+                    for cases in shapes.values() for case in cases]  # fmt: skip
+        return min(fmean(self.hot), *(case.work_s / case.operations_s / 2 for case in decoding))
+
     def points(self, kind: Kind) -> Points:
         """Of each place the mean over shapes; within a shape what takes long counts for more, as it does in a step."""
+        beside = self.beside_reading if kind == "decode_attention" else 0.0
         places = sorted((fmean(case.axis for cases in shapes.values() for case in cases),
-                         fmean(map(_share, shapes.values())))
+                         fmean(_share(cases, beside) for cases in shapes.values()))
                         for (each, _), shapes in self._cases.items() if each == kind)  # fmt: skip
         return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
 
 
-def _share(cases: Sequence[_Case]) -> float:
-    return sum(case.ideal_s for case in cases) / sum(case.work_s for case in cases)
+def _share(cases: Sequence[_Case], beside: float) -> float:
+    return sum(case.ideal_s for case in cases) / sum(case.work_s - beside * case.operations_s for case in cases)
 
 
 class _Bench:
@@ -161,7 +176,6 @@ class _Bench:
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
-        self._before = self.gauge.now(dtype)
 
     def cases(self) -> Iterator[tuple[Integers, Integers]]:
         """First positions and counts of the spans of a step."""
@@ -173,14 +187,27 @@ class _Bench:
 
     def add(self, case: tuple[Integers, Integers], launch_us: dict[Kind, float], found: _Found) -> None:
         noted = self._calls.noted(*case)
-        took = {kind: self._calls.seconds(calls, self._sizes.budget_s) for kind, calls in noted.items()}
-        before, self._before = self._before, self.gauge.now(self.dtype)
-        for kind, ideal in self._step_time(before, self._before).ideals(*case, len(case[0])).items():
+        took, around, _ = self.gauge.steady(self.dtype, lambda: self._took(noted))
+        for kind, ideal in self._step_time(*around).ideals(*case, len(case[0])).items():
             seconds = took[kind] * ideal.calls / len(noted[kind])
             work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
             asked = int(case[1].sum()) if kind == "product" else round(ideal.axis)
-            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, work_s))
-        found.seen.append(self._before)
+            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, ideal.operations_s, work_s))
+        found.seen += around
+
+    def add_hot(self, found: _Found) -> None:
+        """Decode attention on keys that the caches hold: what it computes."""
+        batch, context = self._sizes.hot
+        case = np.full(batch, context - 1), np.ones(batch, dtype=np.int64)
+        first = self._calls.noted(*case)["decode_attention"][0]
+        seconds, around, _ = self.gauge.steady(
+            self.dtype, lambda: self._calls.seconds([first] * _HOT_CALLS, self._sizes.budget_s) / _HOT_CALLS
+        )
+        ideal = self._step_time(*around).ideals(*case, batch)["decode_attention"]
+        found.hot.append(seconds / (ideal.operations_s / ideal.calls))
+
+    def _took(self, noted: Noted) -> dict[Kind, float]:
+        return {kind: self._calls.seconds(calls, self._sizes.budget_s) for kind, calls in noted.items()}
 
     def _step_time(self, *around: Ceilings) -> StepTime:
         """At the ceilings before and after a case."""
@@ -262,6 +289,7 @@ def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Ki
         host_us=_short(host_us),
         host_us_per_request=_short(per_request_us),
         eager_us=_short(eager_us),
+        beside_reading=_short(found.beside_reading),
         curves=Curves(**{kind: found.points(kind) for kind in KINDS}),
     )
 

@@ -59,9 +59,8 @@ def _steps(result: dict[str, Any]) -> str:
         name = f"{row['batch']} × {row['context']:,}" if "batch" in row else f"prompt of {row['prompt']:,}"
         cells = [name, f"{row['measured_ms']:,.2f}", f"{row['predicted_ms']:,.2f}", f"{row['error']:+.0%}"]
         if has_ceilings:
-            (tflops,) = row["matrix_tflops"].values()
             cells += [f"{row['at_ceilings_ms']:,.2f}", f"{row['error_at_ceilings']:+.0%}",
-                      f"{row['read_gb_per_s']:,.1f}", f"{tflops:,.3g}"]  # fmt: skip
+                      f"{row['read_gb_per_s']:,.1f}", f"{row['matrix_tflops']:,.3g}"]  # fmt: skip
         rows.append(cells)
     return table(rows, numbers=range(1, len(rows[0])))
 
@@ -85,6 +84,8 @@ def _conditions(result: dict[str, Any]) -> str:
         reads, rates = ceilings["read_gb_per_s"], ceilings["matrix_tflops"]
         lines += [("", f"at each moment's ceilings: median {middle:.1%}, worst {worst:.1%}"),
                   ("R", f"{_range(reads)} GB/s"), ("C", f"{_range(rates)} TFLOP/s")]  # fmt: skip
+    if unsteady := sum(not row["is_steady"] for row in result["rows"]):
+        lines.append(("unsteady", f"the ceilings changed in {unsteady} of the cases, whenever they were run"))
     if result["left_out"]:
         cases = ", ".join(f"{batch} × {length}" if batch else f"prompt of {length}" for batch, length in
                           result["left_out"])  # fmt: skip

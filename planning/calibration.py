@@ -66,7 +66,7 @@ class Micros4(Record):
 
 
 class Calibration(Record):
-    """What was measured. `_us` fields as in `efficiency.Efficiency`; usable_gib: the memory that it reported."""
+    """What was measured. `_us` fields and beside_reading as in `efficiency.Efficiency`; usable_gib: as reported."""
 
     profile: Word
     device: Word
@@ -79,6 +79,7 @@ class Calibration(Record):
     host_us: Micros
     host_us_per_request: Micros
     eager_us: Micros
+    beside_reading: Annotated[float, Field(ge=0, lt=1e6)]
     curves: Curves
 
     @model_validator(mode="after")
@@ -110,6 +111,7 @@ class Calibration(Record):
             link_us=DEFAULT.link_us,
             step_us=self.step_us,
             eager_us=self.eager_us,
+            beside_reading=self.beside_reading,
         )
 
     def write(self, path: Path) -> None:

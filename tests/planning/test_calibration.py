@@ -32,7 +32,8 @@ def overlay(**changed: Any) -> dict[str, Any]:
     return {
         "profile": "cpu-avx512", "device": "a CPU", "date": "2026-11-25", "usable_gib": 16.0,
         "bandwidth_gb_per_s": 50.0, "matrix_tflops": {"bf16": 1.0}, "launch_us": MICROS, "step_us": 0.0,
-        "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 5.0, "curves": curved(POINTS), **changed,
+        "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 5.0, "beside_reading": 0.0,
+        "curves": curved(POINTS), **changed,
     }  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_sites_that_no_graph_replays_cost_the_host_only_in_prompts(tmp_path: Pat
 
 
 SMALL = calibrate.Sizes((SHAPES["tiny"],), rotated_bytes=1 << 18, decodes=((1, 16), (2, 64)), prompts=(16, 32),
-                        budget_s=0.005)  # fmt: skip
+                        hot=(2, 32), budget_s=0.005)  # fmt: skip
 
 
 def test_a_small_calibration_of_this_machine_can_be_planned_on(
