@@ -19,6 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 14, 46
 _LEGEND_ROW, _FONT = 17, 12
 _TEXT_WIDTH = 6.8
 """Of a character, in pixels, on average."""
+_LEAST_RANGE = 1e-100
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Sc
         high = max(high, low * 2)
     else:
         low = min(low, 0.0) if axis.least is None else low
-        high = high if high > low else low + 1.0
+        high = max(high, 0.0) if axis.most is None else high
+        high = high if high - low > _LEAST_RANGE else low + 1.0
         high += 0.04 * (high - low) if axis.most is None else 0.0
     return _Scale(axis, low, high, start, end)
 
