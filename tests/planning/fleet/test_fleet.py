@@ -94,8 +94,9 @@ def test_the_same_seed_gives_the_same_report_and_another_does_not(kit: Any, is_s
 
 
 def test_what_a_dead_worker_had_begun_is_begun_again_behind_what_came(kit: Any) -> None:
-    calm = kit.run(kit.scenario())[0].journal
-    outcome, report = kit.run(kit.scenario(failures={"at": [{"time_s": 1.0}]}))
+    traffic = {**kit.scenario().traffic.model_dump(), "output_tokens": {"kind": "constant", "tokens": 60}}
+    calm = kit.run(kit.scenario(traffic=traffic))[0].journal
+    outcome, report = kit.run(kit.scenario(traffic=traffic, failures={"at": [{"time_s": 1.0}]}))
     journal = outcome.journal
     assert report["failures"] == 1
     again = journal.attempts > 1

@@ -105,7 +105,7 @@ def test_an_unknown_scenario_is_told_the_nearest() -> None:
         ("params: 8B", "params: 405B", OutOfMemory, "fleet one on 1 × nvidia-h100-sxm: "),
         ("precision: fp8", "precision: fp4", ConfigError, "fleet one: nvidia-h100-sxm multiplies no fp4"),
         ("precision: fp8", "precision: fp7", ConfigError, "format is 'fp7'"),
-        ("nvidia-h100-sxm", "nvidia-h100", ValueError, "unknown profile 'nvidia-h100': did you mean nvidia-h100-sxm"),
+        ("nvidia-h100-sxm", "nvidia-h100", ValueError, "unknown profile 'nvidia-h100'; did you mean nvidia-h100-sxm"),
         ("precision: fp8", "precision: fp8, tensor_parallel: 3", ConfigError, "3"),
     ],
 )
