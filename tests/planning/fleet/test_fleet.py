@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ambidex.planning.fleet.agenda import Action
 from ambidex.planning.fleet.journal import DONE, LOST, REFUSED, Journal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,7 +75,15 @@ def test_the_clock_never_goes_back(kit: Any) -> None:
     simulation = kit.simulation(kit.scenario(fleets=[kit.SPLIT], failures={"at": [{"time_s": 0.5}]}))
     moments: list[float] = []
     note = simulation.agenda.at
-    simulation.agenda.at = lambda time_s, action: note(time_s, lambda now_s: (moments.append(now_s), action(now_s)))
+
+    def watched(time_s: float, action: Action) -> None:
+        def act(now_s: float) -> None:
+            moments.append(now_s)
+            action(now_s)
+
+        note(time_s, act)
+
+    simulation.agenda.at = watched
     simulation.run()
     assert len(moments) > 500
     assert all(before <= after for before, after in pairwise(moments))
