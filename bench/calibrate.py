@@ -4,8 +4,8 @@ ceilings   R, bytes read a second, and C, the rate of products, read again befor
            ceilings of its own moment, since a shared machine changes its speed in the course of a run.
 shares     the bound kernels on the sites of a few layers of a model (`noted.py`): a kind's ideal seconds over what its
            calls took. Of a case that was measured more than once, as by two shapes, the mean counts.
-costs      of a call and of a step, on a model so small that nothing else takes time: calls of a kind in a row, then
-           whole steps of the engine.
+costs      of a call and of a step, on a model so small that nothing else takes time (`call_costs.py`): calls of a kind
+           in a row, then whole steps of the engine.
 
 No prompt is longer than the ladder, and no batch larger: beyond its ends a curve stays what it is there.
 """
@@ -13,11 +13,9 @@ No prompt is longer than the ladder, and no batch larger: beyond its ends a curv
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod, sqrt
-from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
@@ -30,12 +28,13 @@ from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
 from ..planning.precision import Precision
 from ..planning.step_time import Ideal, StepTime
 from ..runtime.options import Options
-from ..runtime.start import Decisions, decide, place
-from ..runtime.step import Integers, Step
+from ..runtime.start import place
+from ..runtime.step import Integers
+from .call_costs import SmallModel, decided_shape
 from .ceilings import Ceilings, Gauge
 from .noted import Calls, Noted
-from .shapes import SHAPES, Shape, write_config
-from .steady import SPARE_TOKENS, Steady, built_at_random
+from .shapes import SHAPES, Shape
+from .steady import Steady, built_at_random
 from .stopwatch import Stopwatch
 
 _UNIT = replace(
@@ -45,9 +44,7 @@ _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
 _LEAST_LEFT = 0.1
 """Of a product's time, what its multiplying is taken to be at least: as one side of two, 0.5 % of it."""
-_SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
 _HOT_CALLS = 16
-_HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _narrow(name: str) -> Shape:
 def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = lambda: None) -> Calibration:
     """The overlay of the present device. Errors: those of `runtime.start.decide`."""
     dtype = _dtype(device)
-    small = _Small(device, dtype)
+    small = SmallModel(device, dtype)
     launch_us = {kind: small.launch_us(kind) for kind in KINDS}
     found = _Found()
     for shape in sizes.shapes:
@@ -119,12 +116,6 @@ def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = 
 def _dtype(device: str | None) -> str:
     _, _, profile = place(device)
     return "bfloat16" if "bfloat16" in profile.dtypes else "float16"
-
-
-def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(shape, Path(folder))
-        return decide(options(folder))
 
 
 @dataclass(frozen=True)
@@ -187,7 +178,7 @@ class _Bench:
 
     def __init__(self, sizes: Sizes, shape: Shape, device: str | None, dtype: str) -> None:
         self._sizes, self._shape = sizes, shape
-        self.decided = _decided(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
+        self.decided = decided_shape(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
@@ -231,60 +222,7 @@ class _Bench:
         return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
 
 
-class _Small:
-    """A model whose work takes no time: what is left is the cost of calls and steps."""
-
-    def __init__(self, device: str | None, dtype: str) -> None:
-        self._decided = _decided(_SMALL, lambda folder: Options(
-            model=folder, device=device, dtype=dtype, max_model_len=64 + SPARE_TOKENS, max_num_seqs=_HOST_BATCH,
-            kv_cache_tokens=_HOST_BATCH * 256, max_num_batched_tokens=64, prefix_caching=False, progress=False,
-        ))  # fmt: skip
-        self._steady = Steady(built_at_random(self._decided))
-        self._calls = Calls(self._decided, self._steady.worker)
-
-    def launch_us(self, kind: Kind) -> float:
-        """Of one call of the kind, one request at one or two tokens."""
-        count = np.array([2 if kind == "prompt_attention" else 1])
-        calls = self._calls.noted(np.zeros(1, dtype=np.int64), count)[kind]
-        return 1e6 * self._calls.seconds(calls, 0.05) / len(calls)
-
-    def host_us(self) -> tuple[float, float, float]:
-        """Of a step, of each request in it, and of each site where no graph replays: whole steps of the engine, less
-        what its calls take where the host waits for them."""
-        one, many = (1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(batch, 1)
-                     for batch in (1, _HOST_BATCH))  # fmt: skip
-        per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
-        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(1, 2)
-        num_calls = sum(site.num_layers for site in self._calls.sites)
-        return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
-
-    def step_us(self) -> float:
-        """Of the device in a step beside the calls of its sites; where the host waits for them it is the host's."""
-        backend, graphs = self._decided.backend, self._steady.worker.graphs
-        if not backend.is_asynchronous or graphs is None:
-            return 0.0
-        calls_us = self._calls_us(1, 1)
-        step = Step(spans=np.array([[0, 15, 1]]), logits=np.zeros((1, 2), dtype=np.int64))
-        self._steady.worker.slots.lengths.zero_()
-
-        def replayed() -> None:
-            graphs.run(step.spans[:, 0], step.spans[:, 1])
-            graphs.sampled(step)
-
-        replayed()
-        taken = [backend.elapsed_s(replayed, self._decided.device) for _ in range(_REPLAYS)]
-        return max(1e6 * median(taken) - calls_us, 0.0)
-
-    def _waited_us(self, batch: int, count: int) -> float:
-        return 0.0 if self._decided.backend.is_asynchronous else self._calls_us(batch, count)
-
-    def _calls_us(self, batch: int, count: int) -> float:
-        noted = self._calls.noted(np.full(batch, 16 - count), np.full(batch, count))
-        passes = {kind: len(calls) / _SMALL.num_layers if "attention" in kind else 1 for kind, calls in noted.items()}
-        return sum(1e6 * self._calls.seconds(calls, 0.05) / passes[kind] for kind, calls in noted.items())
-
-
-def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
+def _calibration(bench: _Bench, found: _Found, small: SmallModel, launch_us: dict[Kind, float]) -> Calibration:
     decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
     host_us, per_request_us, eager_us = small.host_us()
     tflops: dict[RateName, float] = {
