@@ -137,7 +137,7 @@ def _graphs(decided: Decisions, model: Model, state: State, slots: SlotTable) ->
         sampling,
     )
     if backend.is_asynchronous:
-        graphs.capture_all()
+        graphs.with_prompts(decided.ledger.needs.prompt_sizes).capture_all()
     return graphs
 
 
