@@ -79,18 +79,24 @@ def checkpoint(model: str | None, shape: str | None) -> Iterator[str | None]:
         yield folder
 
 
-def check_outputs(plot: Path | None, output_json: Path | None) -> None:
+def check_outputs(plot: Path | None, output_json: Path | None, html: Path | None = None) -> None:
     """Before anything is measured: can the result be drawn and written where it is wanted?"""
-    for option, path in (("--plot", plot), ("--output-json", output_json)):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise typer.BadParameter(f"there is no folder {path.parent}: make it first", param_hint=option)
-        if path.is_dir():
-            raise typer.BadParameter(f"{path} is a folder: name a file in it", param_hint=option)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise typer.BadParameter(f"{path} may not be written by this user: name another", param_hint=option)
+    check_file(plot, "--plot")
+    check_file(output_json, "--output-json")
+    check_file(html, "--html")
     check_plot(plot)
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Can this file be written?"""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}: make it first", param_hint=option)
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a folder: name a file in it", param_hint=option)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"{path} may not be written by this user: name another", param_hint=option)
 
 
 def give_out(result: Mapping[str, Any], text: str, output_json: Path | None, as_object: bool) -> None:

@@ -7,7 +7,7 @@ weights between steps can beat it, everything else stays above it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,12 @@ _UNIT = 1024
 
 def site_work(site: Site, spans: Sequence[Span]) -> Work:
     """The dynamic sizes of a site in a step. A window hides keys that lie further back than it reaches."""
-    window = site.group.window if site.group else 0
     rows = len(spans) if site.rows == "logits" else sum(count for _, count in spans)
+    return _work(site, spans, rows)
+
+
+def _work(site: Site, spans: Sequence[Span], rows: int) -> Work:
+    window = site.group.window if site.group else 0
     contexts = (min(first, window - 1) + count if window else first + count for first, count in spans)
     pairs = sum(_pairs(first, count, window) for first, count in spans)
     return Work(rows, len(spans), sum(contexts), pairs)
@@ -41,10 +45,18 @@ def _pairs(first: int, count: int, window: int) -> int:
 def step_cost(sites: Iterable[Site], spans: Sequence[Span]) -> Cost:
     """Bytes that must move and operations of one step, over all layers; the dtype is the first site's."""
     ops = discovery.ops()
-    costs = [(ops[site.op].cost(site, site_work(site, spans)), site.num_layers) for site in sites]
+    costs = [(ops[site.op].cost(site, work), layers) for site in sites for work, layers in _works(site, spans)]
     num_bytes = sum(cost.num_bytes * layers for cost, layers in costs)
     num_operations = sum(cost.num_operations * layers for cost, layers in costs)
     return Cost(num_bytes, num_operations, costs[0][0].dtype)
+
+
+def _works(site: Site, spans: Sequence[Span]) -> Iterator[tuple[Work, int]]:
+    """A site's work in its layers, and in those that look at the rows of logits alone."""
+    few = site.num_logit_layers if site.rows == "tokens" else 0
+    yield site_work(site, spans), site.num_layers - few
+    if few:
+        yield _work(site, spans, len(spans)), few
 
 
 def decode_bytes(sites: Iterable[Site], num_requests: int, context_tokens: float) -> int:
@@ -70,7 +82,7 @@ def _coefficients(op: Op, site: Site) -> tuple[list[float], list[float]]:
     operations = [
         float(base.num_operations), *((cost.num_operations - base.num_operations) / _UNIT for cost in costs), 0.0
     ]  # fmt: skip
-    if site.rows == "logits":
-        for each in (num_bytes, operations):
-            each[1], each[5] = 0.0, each[1]
+    of_logits = 1.0 if site.rows == "logits" else site.num_logit_layers / site.num_layers
+    for each in (num_bytes, operations):
+        each[1], each[5] = (1 - of_logits) * each[1], of_logits * each[1]
     return [site.num_layers * each for each in num_bytes], [site.num_layers * each for each in operations]

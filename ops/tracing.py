@@ -52,14 +52,19 @@ class Recorder:
         return outputs[0] if len(outputs) == 1 else outputs or None
 
     def _add(self, site: Site) -> None:
+        num_logit_layers = int(site.rows == "logits")
         known = self._sites.get(site.name)
         if known is None:
+            site = replace(site, num_logit_layers=num_logit_layers)
             self._sites[site.name] = site
             return
         if known.signature != site.signature:
             raise ValueError(f"two calls of {site.name} differ: give the weights or groups different names")
         rows = known.rows if known.rows == site.rows else "tokens"
-        self._sites[site.name] = replace(known, num_layers=known.num_layers + 1, rows=rows)
+        num_logit_layers += known.num_logit_layers
+        self._sites[site.name] = replace(
+            known, num_layers=known.num_layers + 1, num_logit_layers=num_logit_layers, rows=rows
+        )
 
 
 def _site(op: Op, label: str, signature: Signature, rows: Literal["tokens", "logits"], parts: tuple[Site, ...]) -> Site:

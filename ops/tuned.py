@@ -200,7 +200,6 @@ def load(folder: Path) -> list[Table]:
     return [read(path) for path in sorted(folder.glob("*/*.json"))]
 
 
-@cache
 def tables() -> tuple[Table, ...]:
     """Every table of this package and those that other packages bring."""
     folders = [FOLDER, *(Path(each) for each in plugins("tuned").values())]

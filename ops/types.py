@@ -210,7 +210,8 @@ class Site:
     """One call of an op in a model: everything static about it. `num_layers` counts the layers that repeat it.
 
     `label` is the role of its weight or the name of its state group; `(op, label)` is unique in a model.
-    `rows` says what the first operand's rows count: tokens if they do in any layer (the last may look at fewer).
+    `rows` says what the first operand's rows count: tokens if they do in any layer; `num_logit_layers` of the layers
+    look at the rows that yield logits alone, as those behind a model's last attention may.
     `weights` are the weight operands that have a layout to settle.
     """
 
@@ -224,6 +225,7 @@ class Site:
     shard: str | None = None
     num_layers: int = 1
     parts: tuple[Site, ...] = ()
+    num_logit_layers: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", MappingProxyType(dict(self.dims)))

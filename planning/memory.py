@@ -51,7 +51,7 @@ class Demand:
 def kv_groups(part: Shard, precision: Precision) -> tuple[StateGroup, ...]:
     """The state groups of a shard, their planes in the planned bits."""
     groups = find_model(part.config.model_type).groups(part.config)
-    if precision.kv_bits == 8 * part.config.dtype.itemsize:
+    if precision.kv_bits != 8:
         return groups
     planes = {group.name: tuple(replace(each, dtype=torch.float8_e4m3fn) for each in group.planes) for group in groups}
     return tuple(replace(group, planes=planes[group.name]) for group in groups)

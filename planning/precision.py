@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..hwprofiles.records import RateName
+from ..hwprofiles.records import RATE_OF_DTYPE, RateName
 from ..hwprofiles.schema import Profile
 from ..runtime.errors import ConfigError
 
@@ -60,21 +60,21 @@ def precision(name: str, profile: Profile, kv_format: str = "bf16") -> Precision
         bits = _MXFP4_BITS
     found = _rate(profile, rate)
     if found is None:
-        return f"{profile.name} multiplies no {rate} matrices: it has {_rates(profile)}"
+        return f"{profile.name} multiplies no {rate} matrices: it has {', '.join(_rates(profile))}"
     if kv_format == "fp8" and profile.fp8 is None:
-        return f"{profile.name} has no FP8 for the KV cache: it has {_rates(profile)}"
+        return f"{profile.name} has no FP8 for the KV cache: it has {', '.join(_rates(profile))}"
     return Precision(name, bits, found, KV_FORMATS[kv_format])
 
 
 def _rate(profile: Profile, rate: RateName) -> RateName | None:
     """The rate itself; for 16 bits the other kind of them where a device has but one."""
-    known = profile.peak.dense_tflops.known()
-    if not known:  # a class of hosts, whose rates follow from the machine
-        known = profile.compute.flops_per_clock_per_unit.known()
+    known = _rates(profile)
     if rate == "bf16" and rate not in known and "fp16" in known:
         return "fp16"
     return rate if rate in known else None
 
 
-def _rates(profile: Profile) -> str:
-    return ", ".join(profile.peak.dense_tflops.known() or profile.compute.flops_per_clock_per_unit.known())
+def _rates(profile: Profile) -> list[RateName]:
+    """Those published; of a class of hosts those that follow from the machine; else those of the device's dtypes."""
+    known = profile.peak.dense_tflops.known() or profile.compute.flops_per_clock_per_unit.known()
+    return known or list(dict.fromkeys(RATE_OF_DTYPE[each] for each in profile.dtypes))

@@ -7,9 +7,13 @@ so its sites are traced like any other's. Where there are fewer key-value heads 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
+
+import torch
 
 from ..ops.types import Site
 from ..runtime.config import ModelConfig
@@ -81,4 +85,17 @@ def _shard(key: _Key) -> Shard:
     for each in model.parameters(part):
         is_product = len(each.shape) == 2 and each.role.startswith("layers.")
         sizes[is_product] += prod(each.shape) * part.dtype.itemsize
-    return Shard(part, ranks, trace(model, part, part.dtype), sizes[False], sizes[True])
+    with _one_thread():
+        sites = trace(model, part, part.dtype)
+    return Shard(part, ranks, sites, sizes[False], sizes[True])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A trace fills thousands of small tensors: torch's threads wait for one another, on a busy machine for seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,7 +10,10 @@ prompts, which attention treats apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +21,14 @@ from numpy.typing import NDArray
 from ..hwprofiles.schema import Profile
 from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
-from .efficiency import Curve, Efficiency, ceilings
+from .efficiency import KINDS, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
 
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
+_KEPT_SIZES = 1 << 14
 LIMITS = ("bandwidth", "compute", "launch", "link", "host")
 
 
@@ -56,6 +60,17 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
+class Ideal:
+    """What a kind of work takes at the ceilings, `axis` its place on the kind's curve, `calls` how many make it up;
+    operations_s: what its operations alone take at the rate."""
+
+    seconds: float
+    axis: float
+    calls: int
+    operations_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class _Sites:
     """Sites of one kind: seconds at the ceilings, [sites, 6] by factor of `Load.vector`."""
 
@@ -64,6 +79,22 @@ class _Sites:
 
     def at(self, load: Reals) -> tuple[Reals, Reals]:
         return self.moving @ load, self.multiplying @ load
+
+
+class _Linear:
+    """Seconds that are linear in the load: the sites of one kind taken together, in plain numbers."""
+
+    def __init__(self, coefficients: Reals) -> None:
+        self._coefficients = tuple(coefficients.sum(axis=0).tolist())
+
+    def __call__(self, load: Sequence[float]) -> float:
+        return sum(map(mul, self._coefficients, load))
+
+
+@dataclass(frozen=True)
+class _Attention:
+    moving: _Linear
+    multiplying: _Linear
 
 
 class StepTime:
@@ -78,13 +109,14 @@ class StepTime:
         collectives: Collectives | None = None,
     ) -> None:
         self._efficiency, self._collectives = efficiency, collectives
+        self._beside_attention = lru_cache(maxsize=_KEPT_SIZES)(self._beside)
         self._is_host_hidden = profile.memory.kind != "dram"
         bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
-        _, operations_per_s_16 = ceilings(profile, _wide(profile, precision))
+        _, operations_per_s_16 = ceilings(profile, wide_rate(profile, precision))
         num_bytes, operations = load_coefficients(sites)
         is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in sites])
-        has_weights = np.array([bool(site.weight_bytes) for site in sites]) & (operations[:, [1, 5]].sum(axis=1) > 0)
-        is_attention = operations[:, 4] > 0
+        found = np.array([_kind(site, each) for site, each in zip(sites, operations, strict=True)])
+        has_weights, is_attention = found == "product", found == "decode_attention"
         num_bytes[is_layer, 0] *= precision.weight_share
         num_bytes[is_attention, 3] *= precision.kv_share
         rates = np.where(is_layer, operations_per_s, operations_per_s_16)[:, None]
@@ -96,45 +128,86 @@ class StepTime:
         self._products, self._others = of(has_weights), of(~has_weights & ~is_attention)
         windows = sorted({_window(site) for site, attends in zip(sites, is_attention, strict=True) if attends})
         of_window = np.array([_window(site) for site in sites])
-        self._attention = {window: of(is_attention & (of_window == window)) for window in windows}
+        self._attention = {
+            window: _Attention(_Linear(moving[chosen]), _Linear(multiplying[chosen]))
+            for window in windows
+            if len(chosen := np.flatnonzero(is_attention & (of_window == window)))
+        }
         layers = np.array([site.num_layers for site in sites])
-        launch_us = efficiency.launch_us
-        of_others = (
-            layers[has_weights].sum() * launch_us["product"]
-            + layers[~has_weights & ~is_attention].sum() * launch_us["other"]
-        )
-        self._launch_s = 1e-6 * float(of_others)
-        self._decode_launch_s, self._prompt_launch_s = (
-            1e-6 * float(layers[is_attention].sum()) * launch_us[kind]
-            for kind in ("decode_attention", "prompt_attention")
-        )
+        by_kind = (has_weights, is_attention, is_attention, ~has_weights & ~is_attention)
+        self._calls = {kind: int(layers[each].sum()) for kind, each in zip(KINDS, by_kind, strict=True)}
+        self._launch_s = {kind: 1e-6 * self._calls[kind] * efficiency.launch_us[kind] for kind in KINDS}
+        self._eager_s = 1e-6 * efficiency.eager_us * float(layers.sum())
 
     def seconds(self, first: Integers, count: Integers, num_logits: int) -> float:
         """Of one step; arrays of one length, a span each."""
         return self.breakdown(first, count, num_logits).seconds
 
-    def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
-        curves, rows, spans = self._efficiency.curves, int(count.sum()), len(count)
+    def _beside(self, rows: int, spans: int, num_logits: int) -> tuple[float, float, float]:
+        """Seconds bound by bandwidth, by compute and by links, without attention: what depends on three sizes only."""
+        curves = self._efficiency.curves
         load = np.array([1, rows, spans, 0, 0, num_logits], dtype=np.float64)
         moving, multiplying = self._products.at(load)
         took = np.maximum(moving, multiplying) / curves["product"].at_all(multiplying / moving)
         is_compute = multiplying > moving
         bandwidth, compute = float(took[~is_compute].sum()), float(took[is_compute].sum())
         bandwidth += float(np.maximum(*self._others.at(load)).sum()) / curves["other"].at(rows)
+        return bandwidth, compute, self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
+
+    def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
+        curves, spans = self._efficiency.curves, len(count)
+        bandwidth, compute, link = self._beside_attention(int(count.sum()), spans, num_logits)
+        is_decode = count == 1
+        num_decodes = int(np.count_nonzero(is_decode))
         for window, sites in self._attention.items():
-            moved, multiplied = _attention(sites, curves["decode_attention"], curves["prompt_attention"], first, count,
-                                           window)  # fmt: skip
-            bandwidth, compute = bandwidth + moved, compute + multiplied
-        link = self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
-        num_decodes = int((count == 1).sum())
-        launch = (
-            self._launch_s + self._decode_launch_s * (num_decodes > 0) + self._prompt_launch_s * (num_decodes < spans)
-        )
+            for chosen, kind in _parts(is_decode, num_decodes):
+                load, keys_a_row = attention_load(first[chosen], count[chosen], window)
+                moving, multiplying = sites.moving(load), sites.multiplying(load)
+                took = max(moving, multiplying) / curves[kind].at(keys_a_row)
+                if kind == "decode_attention":
+                    took += self._efficiency.beside_reading * multiplying
+                bandwidth, compute = (
+                    (bandwidth, compute + took) if multiplying > moving else (bandwidth + took, compute)
+                )
+        launch = 1e-6 * self._efficiency.step_us + self._launch_s["product"] + self._launch_s["other"]
+        launch += self._launch_s["decode_attention"] * (num_decodes > 0)
+        launch += self._launch_s["prompt_attention"] * (num_decodes < spans)
         host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
+        host += self._eager_s * (num_decodes < spans)
         return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
 
+    def ideals(self, first: Integers, count: Integers, num_logits: int) -> dict[Kind, Ideal]:
+        """Of one step whose spans all decode or all read prompts: what a measurement's shares are of."""
+        rows = int(count.sum())
+        load = np.array([1, rows, len(count), 0, 0, num_logits], dtype=np.float64)
+        moving, multiplying = self._products.at(load)
+        least = np.maximum(moving, multiplying)
+        intensity = float(np.exp(np.average(np.log(multiplying / moving), weights=least)))
+        kind: Kind = "decode_attention" if (count == 1).all() else "prompt_attention"
+        attending = [(sites, *attention_load(first, count, window)) for window, sites in self._attention.items()]
+        attention_s = [max(sites.moving(keys), sites.multiplying(keys)) for sites, keys, _ in attending]
+        operations_s = sum(sites.multiplying(keys) for sites, keys, _ in attending)
+        axis = float(np.average([keys_a_row for _, _, keys_a_row in attending], weights=attention_s))
+        return {
+            "product": Ideal(float(least.sum()), intensity, self._calls["product"]),
+            kind: Ideal(sum(attention_s), axis, self._calls[kind], operations_s),
+            "other": Ideal(float(np.maximum(*self._others.at(load)).sum()), rows, self._calls["other"]),
+        }
 
-def _wide(profile: Profile, precision: Precision) -> str:
+
+def kinds(sites: tuple[Site, ...]) -> dict[str, Kind]:
+    """By a site's name the kind of its work; attention that decodes stands for both of its kinds."""
+    _, operations = load_coefficients(sites)
+    return {site.name: _kind(site, each) for site, each in zip(sites, operations, strict=True)}
+
+
+def _kind(site: Site, operations: Reals) -> Kind:
+    if operations[4] > 0:
+        return "decode_attention"
+    return "product" if site.weight_bytes and operations[[1, 5]].sum() > 0 else "other"
+
+
+def wide_rate(profile: Profile, precision: Precision) -> str:
     """The rate of what stays in 16 bits."""
     if precision.rate in ("bf16", "fp16", "fp32"):
         return precision.rate
@@ -145,22 +218,16 @@ def _window(site: Site) -> int:
     return site.group.window if site.group else 0
 
 
-def _attention(
-    sites: _Sites, decoding: Curve, reading: Curve, first: Integers, count: Integers, window: int
-) -> tuple[float, float]:
-    """Seconds bound by bandwidth and by compute: of the spans that decode, and of the prompts."""
-    is_decode = count == 1
-    totals = [0.0, 0.0]
-    for chosen, curve in ((is_decode, decoding), (~is_decode, reading)):
-        if not chosen.any():
-            continue
-        load, keys_a_row = attention_load(first[chosen], count[chosen], window)
-        moving, multiplying = (float(each.sum()) for each in sites.at(load))
-        totals[multiplying > moving] += max(moving, multiplying) / curve.at(keys_a_row)
-    return totals[0], totals[1]
+def _parts(is_decode: NDArray[np.bool_], num_decodes: int) -> Iterator[tuple[NDArray[np.bool_] | slice, Kind]]:
+    """The spans that decode, and the prompts, each with its kind; what has no span is left out."""
+    everything = slice(None)
+    if num_decodes:
+        yield (everything if num_decodes == len(is_decode) else is_decode), "decode_attention"
+    if num_decodes < len(is_decode):
+        yield (~is_decode if num_decodes else everything), "prompt_attention"
 
 
-def attention_load(first: Integers, count: Integers, window: int) -> tuple[Reals, float]:
+def attention_load(first: Integers, count: Integers, window: int) -> tuple[tuple[float, ...], float]:
     """The load's vector, and the keys that a row sees on average. A window hides keys further back than it reaches."""
     if window:
         growing = np.clip(window - first, 0, count)
@@ -169,4 +236,4 @@ def attention_load(first: Integers, count: Integers, window: int) -> tuple[Reals
     else:
         pairs, keys = count * first + count * (count + 1) // 2, first + count
     rows, pair_sum = int(count.sum()), int(pairs.sum())
-    return np.array([1, rows, len(count), int(keys.sum()), pair_sum, 0], dtype=np.float64), pair_sum / max(rows, 1)
+    return (1, rows, len(count), int(keys.sum()), pair_sum, 0), pair_sum / max(rows, 1)

@@ -6,6 +6,7 @@ safetensors files (their tensors' bytes, which is what a load has to read).
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..runtime.checkpoint import resolve
 from ..runtime.config import ModelConfig, read_config
-from ..runtime.errors import ConfigError
+from ..runtime.errors import ConfigError, ModelNotFound
 from ..runtime.fields import Fields, shown
 from ..runtime.model import find_model, model_types
 
@@ -36,11 +37,28 @@ class Subject:
 
 
 def read_subject(model: str, revision: str | None = None) -> Subject:
-    """The model in a folder or of a hub id. Errors: those of `runtime.checkpoint.resolve` and `read_config`."""
+    """The model in a folder or of a hub id. Errors: those of `runtime.checkpoint.resolve` and `read_config`, of a name
+    that is not found with those that are near."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _of(model, read_config(folder), _bytes_on_disk(folder))
-    return _on_hub(model, revision)
+    try:
+        return _on_hub(model, revision)
+    except ModelNotFound as failure:
+        near = near_models(model)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ModelNotFound(f"{failure}{guess}") from None
+
+
+def near_models(model: str) -> list[str]:
+    """Models here whose names are like it: folders beside where it would be, and ids in the hub's cache."""
+    import huggingface_hub
+
+    place = Path(model).expanduser()
+    beside = place.parent.glob("*/config.json") if place.parent.is_dir() else ()
+    cached = Path(huggingface_hub.constants.HF_HUB_CACHE).glob("models--*")
+    ids = [path.name.removeprefix("models--").replace("--", "/") for path in cached]
+    return difflib.get_close_matches(model, [*(str(path.parent) for path in beside), *ids], n=2, cutoff=0.6)
 
 
 def sized_subject(params: str, family: str = "llama") -> Subject:
@@ -73,7 +91,9 @@ def _on_hub(model: str, revision: str | None) -> Subject:
     """Config and headers only; without the network what the cache holds."""
     import huggingface_hub
     from huggingface_hub import errors
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity(logging.ERROR)  # what it tries again is said once, in the failure
     try:
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError, ValueError):

@@ -19,6 +19,7 @@ import numpy as np
 from .execute.sampled import Sampled
 from .intake import Intake
 from .messages import TIMEOUT, Counters, Ended, Integers, Limits, Progress, Reals, Started, Submission
+from .schedule import moves
 from .schedule.planned import Planned
 from .schedule.scheduler import Scheduler
 from .step import Step
@@ -74,10 +75,14 @@ class Engine:
     def has_work(self) -> bool:
         return bool(self.scheduler) or self._in_flight is not None or bool(self._ended)
 
-    def submit(self, submission: Submission) -> None:
-        """Queues a request. RequestError: it cannot be served. QueueFull: not now."""
+    def submit(self, submission: Submission, num_brought: int = 0) -> None:
+        """Queues a request. RequestError: it cannot be served. QueueFull: not now. num_brought: the first tokens of its
+        prompt whose pages come with it, computed elsewhere (`schedule/moves.py`)."""
         now_s = self._clock()
         completions = self._intake.take(submission, now_s)
+        if num_brought:
+            leader = completions[0]
+            moves.receive(self.scheduler.admission, moves.content(self.scheduler.page_sizes, leader, num_brought))
         for completion in completions:
             self.scheduler.add(completion)
             if submission.timeout_s is not None:

@@ -121,7 +121,7 @@ class Graphs:
         logits: list[torch.Tensor] = []
 
         def step() -> None:
-            logits[:] = [self._kept(self._forward(self._batch(inputs, starts)))]
+            logits[:] = [self._kept(self._forward(self.batch(inputs, starts)))]
 
         replay = self._backend.capture(step)
         if replay is None or isinstance(replay, str):
@@ -138,7 +138,7 @@ class Graphs:
             self._logits = logits.new_empty((self.sizes[-1], logits.shape[1]))
         return self._logits[: len(logits)].copy_(logits)
 
-    def _batch(self, inputs: torch.Tensor, starts: torch.Tensor) -> Batch:
+    def batch(self, inputs: torch.Tensor, starts: torch.Tensor) -> Batch:
         """The batch of a decode step, gathered on the device. starts: where each row's queries begin."""
         slots, first = inputs
         positions, is_empty = first.clamp(min=0), first < 0

@@ -7,23 +7,30 @@ Idle pages are found again by their key until their place is needed: the least r
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 
 class PagePool:
-    """`num_pages` pages. What was given back last is taken first; idle ones only when none is free."""
+    """`num_pages` pages. What was given back last is taken first, then what nobody ever had, in order; idle ones only
+    when none is free. What is kept of a page begins with its first use, so that a large pool costs nothing by itself.
+    """
 
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self._free = list(range(num_pages - 1, -1, -1))
+        self._free: list[int] = []  # those that were used before
         self._idle: dict[int, None] = {}  # in order of use
-        self._holders = [0] * num_pages
-        self._keys: list[bytes | None] = [None] * num_pages
+        self._holders: list[int] = []
+        self._keys: list[bytes | None] = []
         self._by_key: dict[bytes, int] = {}
 
     @property
     def num_free(self) -> int:
         """Pages that `take` can give."""
-        return len(self._free) + len(self._idle)
+        return len(self._free) + len(self._idle) + self._num_unused
+
+    @property
+    def _num_unused(self) -> int:
+        return self.num_pages - len(self._holders)
 
     @property
     def num_kept(self) -> int:
@@ -31,18 +38,18 @@ class PagePool:
         return len(self._by_key)
 
     def holders(self, page: int) -> int:
-        return self._holders[page]
+        return self._holders[page] if page < len(self._holders) else 0
 
     def take(self, count: int) -> list[int]:
         """Errors: MemoryError if fewer than `count` can be given (nothing is taken then)."""
         if count > self.num_free:
             raise MemoryError(f"{count} pages wanted, {self.num_free} of {self.num_pages} free")
-        while len(self._free) < count:
-            self.forget([next(iter(self._idle))])
-        taken = [self._free.pop() for _ in range(count)]
+        unused = min(max(count - len(self._free), 0), self._num_unused)
+        self.forget(list(islice(self._idle, max(count - unused - len(self._free), 0))))
+        taken = [self._free.pop() for _ in range(count - unused)]
         for page in taken:
             self._holders[page] = 1
-        return taken
+        return [*taken, *self._first_used(unused)]
 
     def share(self, pages: Iterable[int]) -> None:
         """One more holder for each of these pages, which somebody holds or whose content is kept."""
@@ -85,6 +92,12 @@ class PagePool:
                 break
             found.append(page)
         return found
+
+    def _first_used(self, count: int) -> range:
+        begin = len(self._holders)
+        self._holders += [1] * count
+        self._keys += [None] * count
+        return range(begin, begin + count)
 
     def _let_go(self, page: int) -> None:
         if self._keys[page] is None:

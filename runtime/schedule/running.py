@@ -64,6 +64,11 @@ class Running:
         assert request is not None, "a free slot was asked for its request"
         return request
 
+    def num_outputs(self, request: Scheduled) -> int:
+        """Tokens that the host has of a request beyond its prompt, whether it has a slot now or not."""
+        have = int(self.committed[request.slot]) if request.slot >= 0 else len(request.tokens)
+        return have - request.prompt_length
+
     def last(self) -> Scheduled | None:
         """The request that is served last."""
         return self.at(int(self.order[-1])) if len(self.order) else None

@@ -61,6 +61,9 @@ class Scheduler:
     def __contains__(self, number: int) -> bool:
         return number in self._requests
 
+    def find(self, number: int) -> Scheduled | None:
+        return self._requests.get(number)
+
     def add(self, request: Scheduled) -> None:
         """Queues a completion. QueueFull where the waiting queue is at its bound."""
         if request.leader is None:
@@ -290,9 +293,6 @@ class Scheduler:
 
     def page_counts(self) -> tuple[int, int, int]:
         """Free, kept and all pages, over the state groups."""
-        pools = self.pools.values()
-        return (
-            sum(each.num_free for each in pools),
-            sum(each.num_kept for each in pools),
-            sum(each.num_pages for each in pools),
-        )
+        counts = ((each.num_free, each.num_kept, each.num_pages) for each in self.pools.values())
+        free, kept, pages = zip(*counts, strict=True)
+        return sum(free), sum(kept), sum(pages)

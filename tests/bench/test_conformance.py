@@ -174,7 +174,8 @@ class Suite:
 
 
 @pytest.fixture
-def suite(pytester: pytest.Pytester) -> Suite:
+def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # this run's; where it is set nothing is timed
     return Suite(pytester)
 
 

@@ -1,0 +1,73 @@
+"""A recorded trace: CSV with the columns of the Azure LLM inference trace, `TIMESTAMP,ContextTokens,GeneratedTokens`.
+
+Format: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceTrace: Patel et al., "Splitwise", ISCA 2024).
+Other columns are passed over; order of rows does not matter.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import ConfigError
+
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+
+class Recorded(NamedTuple):
+    """By arrival: seconds since the first, tokens of the prompt, tokens of the answer."""
+
+    arrival_s: NDArray[np.float64]
+    input_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+
+
+def read_trace(path: Path) -> Recorded:
+    """ConfigError: no such file, columns that are missing, or a row that is none; one line with file and line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(_rows(csv.reader(file), path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"cannot read the trace {path}: {error}; give a CSV file") from None
+    if not rows:
+        raise ConfigError(f"{path} has no requests: give a row for each below the header {','.join(COLUMNS)}")
+    times, inputs, outputs = zip(*rows, strict=True)
+    moments = np.array(times, dtype="datetime64[ns]")
+    order = np.argsort(moments, kind="stable")
+    seconds = (moments - moments.min()) / np.timedelta64(1, "ns") * 1e-9
+    return Recorded(seconds[order], np.array(inputs, np.int64)[order], np.array(outputs, np.int64)[order])
+
+
+def _rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[np.datetime64, int, int]]:
+    header = [name.strip() for name in next(reader, [])]
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise ConfigError(
+            f"{path}:1: the trace has no column {' and none '.join(missing)}: its header is "
+            f"{','.join(header)[:80] or 'empty'}, wanted is {','.join(COLUMNS)}"
+        )
+    places = [header.index(name) for name in COLUMNS]
+    for line, row in enumerate(reader, start=2):
+        if any(cell.strip() for cell in row):
+            yield _request(row, places, f"{path}:{line}")
+
+
+def _request(row: list[str], places: list[int], where: str) -> tuple[np.datetime64, int, int]:
+    try:
+        moment, inputs, outputs = (row[place].strip() for place in places)
+        found = _moment(moment), int(inputs), int(outputs)
+    except (ValueError, IndexError):
+        raise ConfigError(f"{where}: {','.join(row)[:80]!r} is no request: {','.join(COLUMNS)} are wanted") from None
+    if found[1] < 1 or found[2] < 1 or np.isnat(found[0]):
+        raise ConfigError(f"{where}: a request has a time, and at least one token in and one out")
+    return found
+
+
+def _moment(text: str) -> np.datetime64:
+    """`2023-11-16 18:15:46.6805900`; the later traces write UTC's offset behind it."""
+    return np.datetime64(text.removesuffix("Z").removesuffix("+00:00"), "ns")

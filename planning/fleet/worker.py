@@ -1,0 +1,178 @@
+"""A worker on the clock: the real engine, scheduler, prefix cache and intake on a virtual device.
+
+A step is planned and committed by the very code that serves on the metal; only what the device would do is replaced: it
+takes the seconds that the replica's step time says, and every row samples the same id at once. Host work and its
+overlap with the device are in the step time already, so the engine runs without overlap of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...backends.virtual_clock import VirtualBackend
+from ...hwprofiles.schema import Profile
+from ...runtime.engine import Engine
+from ...runtime.execute.sampled import Sampled
+from ...runtime.intake import Intake
+from ...runtime.messages import Limits, Progress, Submission
+from ...runtime.request import SamplingParams
+from ...runtime.schedule import moves
+from ...runtime.schedule.pages import PagePool
+from ...runtime.schedule.prefix import PageKeys, root_key
+from ...runtime.schedule.scheduler import Scheduler
+from ...runtime.step import Step
+
+VOCABULARY = 32_000
+SAMPLED_ID = 5
+_GROUP = "kv"
+_AGEING_S = 10.0
+
+Integers = NDArray[np.int64]
+
+
+class StepSeconds(Protocol):
+    """What a step takes: its spans compute count[i] tokens behind first[i] stored ones."""
+
+    def seconds(self, first: Integers, count: Integers, num_logits: int) -> float: ...
+
+
+class Replica(Protocol):
+    """What a worker needs to know of its deployment (`planning.deployment.Deployment` says what each means)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def profile(self) -> Profile: ...
+    @property
+    def tensor_parallel(self) -> int: ...
+    @property
+    def step_time(self) -> StepSeconds: ...
+    @property
+    def kv_cache_tokens(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def token_budget(self) -> int: ...
+    @property
+    def eur_per_hour(self) -> float | None: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    @property
+    def kv_bytes_per_token(self) -> int: ...
+
+
+class _Device:
+    """Samples the same id for every row; the clock goes on by what the step takes."""
+
+    def __init__(self, backend: VirtualBackend, step_time: StepSeconds, most_rows: int) -> None:
+        self._backend, self._seconds = backend, step_time.seconds
+        self._ids = np.full(most_rows, SAMPLED_ID, dtype=np.int64)
+        self._logprobs = np.zeros(most_rows, dtype=np.float32)
+        self._top_ids = np.empty((most_rows, 0), dtype=np.int64)
+        self._top_logprobs = np.empty((most_rows, 0), dtype=np.float32)
+        self.num_spans = 0
+
+    def launch(self, step: Step) -> Callable[[], Sampled]:
+        count, rows = step.spans[:, 2], len(step.logits)
+        self._backend.advance(self._seconds(step.spans[:, 1], count, rows))
+        self.num_spans += len(count)
+        sampled = Sampled(self._ids[:rows], self._logprobs[:rows], self._top_ids[:rows], self._top_logprobs[:rows])
+        return lambda: sampled
+
+
+@lru_cache(maxsize=1 << 16)
+def _params(max_tokens: int) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, detokenize=False)
+
+
+class Worker:
+    """One replica that runs. slot: its place in its stage. held: the tokens to come of each request
+    that it has. progress: what the step under way will have brought when it
+    ends. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
+    them have come as pages) from other workers, not let in yet."""
+
+    def __init__(self, replica: Replica, slot: int, now_s: float, *, prefix_caching: bool) -> None:
+        self.replica, self.slot, self.started_s = replica, slot, now_s
+        self.backend = VirtualBackend(replica.profile, now_s)
+        pages = replica.kv_cache_tokens // replica.page_size
+        limits = Limits(replica.max_model_len, VOCABULARY, frozenset(), replica.kv_cache_tokens, 1 << 30)
+        self.scheduler = Scheduler(
+            {_GROUP: PagePool(pages)},
+            {_GROUP: replica.page_size},
+            num_slots=replica.max_num_seqs,
+            max_length=replica.max_model_len,
+            token_budget=replica.token_budget,
+            prefix_caching=prefix_caching,
+        )
+        self.device = _Device(self.backend, replica.step_time, replica.max_num_seqs + 1)
+        intake = Intake(limits, model="", seed=0, ageing_s=_AGEING_S, longest={_GROUP: pages * replica.page_size})
+        self.engine = Engine(self.scheduler, self.device, intake, limits, clock=self.backend.clock)
+        self.progress: Progress | None = None
+        self.held: dict[int, int] = {}
+        self.unseen: set[int] = set()
+        self.incoming: deque[tuple[int, Integers, int, int]] = deque()
+        self.is_alive, self.is_draining, self.link_free_s = True, False, 0.0
+
+    def submit(self, number: int, prompt: Integers, max_tokens: int, num_brought: int = 0) -> None:
+        """RequestError: this replica cannot serve it."""
+        submission = Submission(number=number, prompt_ids=prompt, params=_params(max_tokens))
+        self.engine.submit(submission, num_brought)
+        self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
+
+    def bring(self, number: int, prompt: Integers, max_tokens: int, num_brought: int) -> None:
+        """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room."""
+        self.incoming.append((number, prompt, max_tokens, num_brought))
+
+    def begin(self, now_s: float) -> float | None:
+        """Plans a step and runs it: the time at which it will have ended; None if there is nothing to do, or nobody can
+        be let in as long as others read what lies in the pages."""
+        self.backend.idle_until(now_s)
+        if self.incoming:
+            self._let_in()
+        if not self.engine.has_work:
+            return None
+        progress = self.engine.step()
+        if self.backend.clock() <= now_s:
+            return None
+        self.progress = progress
+        return self.backend.clock()
+
+    def _let_in(self) -> None:
+        """What has come waits outside until its pages have room, so that they are not put out again by others."""
+        scheduler = self.scheduler
+        while self.incoming:
+            number, prompt, max_tokens, num_brought = self.incoming[0]
+            is_free = scheduler.running.num_free > len(scheduler.waiting)
+            if scheduler and not (
+                is_free and moves.has_room(scheduler.admission, len(prompt) + self.replica.page_size)
+            ):
+                return
+            self.incoming.popleft()
+            self.submit(number, prompt, max_tokens, num_brought)
+
+    def delivered(self, number: int) -> int:
+        """Integers of a held request that have left this worker: those of the step under way have not."""
+        found = self.scheduler.find(number)
+        if found is None:
+            return 0
+        in_flight = self.progress is not None and number in self.progress.numbers
+        return self.scheduler.running.num_outputs(found) - int(in_flight)
+
+    def lend(self, prompt: Integers) -> tuple[moves.Pages, int]:
+        """Keeps the prompt's whole pages in place while they are read; and how many tokens they hold."""
+        keys = {_GROUP: PageKeys(root_key("", "", ""), self.replica.page_size).of(prompt.astype(np.int32))}
+        pages = moves.lend(self.scheduler.admission, keys)
+        return pages, len(pages[_GROUP]) * self.replica.page_size
+
+    def take_back(self, pages: moves.Pages) -> None:
+        moves.take_back(self.scheduler.admission, pages)

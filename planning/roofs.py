@@ -1,0 +1,112 @@
+"""A deployment's sites on its device's roofline: of each the bytes, the operations and the time that a step gives it.
+
+The times are those that `step_time` adds up (a test holds the two together), without launches, links and the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ops.step_cost import load_coefficients
+from ..ops.types import Site
+from .charts import Axis, Chart, Series
+from .deployment import Deployment
+from .efficiency import ceilings
+from .step_time import Integers, attention_load, wide_rate
+
+_LABELLED_SHARE = 0.02
+_MARGIN = 4.0
+_GREYS = (7, 15)
+"""Colours of roofs: whole and dashed."""
+
+
+@dataclass(frozen=True)
+class SitePoint:
+    """One site in a step, over all its layers, on one device."""
+
+    name: str
+    num_bytes: float
+    operations: float
+    seconds: float
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return self.operations / self.num_bytes
+
+    @property
+    def tflops(self) -> float:
+        return self.operations / self.seconds / 1e12
+
+
+def site_points(deployment: Deployment, first: Integers, count: Integers, num_logits: int) -> list[SitePoint]:
+    """The sites of one step whose spans all decode (a token each) or all read prompts."""
+    return [_point(deployment, site, first, count, num_logits) for site in deployment.part.sites]
+
+
+def _point(deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int) -> SitePoint:
+    precision, curves = deployment.precision, deployment.efficiency.curves
+    num_bytes, operations = (each[0] for each in load_coefficients([site]))
+    is_layer = any(each.role.startswith("layers.") for each in site.weights)
+    rate = precision.rate if is_layer else wide_rate(deployment.profile, precision)
+    bytes_per_s, operations_per_s = ceilings(deployment.profile, rate)
+    load, keys_a_row = attention_load(first, count, site.group.window if site.group else 0)
+    load = (*load[:5], num_logits)
+    if is_layer:
+        num_bytes[0] *= precision.weight_share
+    if operations[4]:
+        num_bytes[3] *= precision.kv_share
+    moved, done = float(num_bytes @ load), float(operations @ load)
+    moving, multiplying = moved / bytes_per_s, done / operations_per_s
+    if operations[4]:
+        curve = curves["decode_attention" if (count == 1).all() else "prompt_attention"]
+        share = curve.at(keys_a_row)
+    elif site.weight_bytes and operations[[1, 5]].sum():
+        share = curves["product"].at(multiplying / moving)
+    else:
+        share = curves["other"].at(float(count.sum()))
+    return SitePoint(_short(site), moved, done, max(moving, multiplying) / share)
+
+
+def _short(site: Site) -> str:
+    """qkv, mlp, attention: the place in a layer where it tells, else the op."""
+    label = site.name.partition("@")[2].removeprefix("layers.*.")
+    return label if site.weights else site.op
+
+
+def roofline_chart(deployment: Deployment, batch: int, context: int, prompt_tokens: int) -> Chart:
+    """Bandwidth and rates as lines, the sites of a decode step and of a step that reads a prompt as points."""
+    ones = np.ones(batch, dtype=np.int64)
+    decode = site_points(deployment, np.full(batch, context - 1), ones, batch)
+    reading = site_points(deployment, np.zeros(1, dtype=np.int64), np.array([prompt_tokens]), 1)
+    places = [each.intensity for each in (*decode, *reading) if each.operations]
+    ends = min(places) / _MARGIN, max(places) * _MARGIN
+    roofs = [_roof(deployment, rate, ends, colour) for rate, colour in zip(_rates(deployment), _GREYS, strict=False)]
+    points = [
+        _sites(f"decode, {batch:,} requests at {context:,} tokens", decode, 1),
+        _sites(f"prompt, {prompt_tokens:,} tokens", reading, 2),
+    ]
+    title = f"Roofline of {deployment.name}, each device"
+    return Chart(title, Axis("operations a byte", is_log=True), Axis("TFLOP/s", is_log=True), [*roofs, *points],
+                 height=440)  # fmt: skip
+
+
+def _rates(deployment: Deployment) -> list[str]:
+    return list(dict.fromkeys((deployment.precision.rate, wide_rate(deployment.profile, deployment.precision))))
+
+
+def _roof(deployment: Deployment, rate: str, ends: tuple[float, float], colour: int) -> Series:
+    bytes_per_s, operations_per_s = ceilings(deployment.profile, rate)
+    corners = sorted({*ends, operations_per_s / bytes_per_s})
+    name = f"{bytes_per_s / 1e12:.3g} TB/s, {rate} {operations_per_s / 1e12:,.0f} TFLOP/s"
+    heights = [(at, min(at * bytes_per_s, operations_per_s) / 1e12) for at in corners]
+    return Series(name, heights, has_marks=False, colour=colour)
+
+
+def _sites(name: str, points: list[SitePoint], colour: int) -> Series:
+    whole = sum(each.seconds for each in points)
+    drawn = [each for each in points if each.operations]
+    labels = [each.name if each.seconds >= _LABELLED_SHARE * whole else "" for each in drawn]
+    return Series(name, [(each.intensity, each.tflops) for each in drawn], has_line=False, labels=labels, colour=colour)

@@ -1,0 +1,136 @@
+"""The time of a step: the sites' costs by brute force, and what must hold whatever the step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ambidex.hwprofiles.reader import load
+from ambidex.ops.step_cost import step_cost
+from ambidex.planning.deployment import Deployment, deploy
+from ambidex.planning.efficiency import DEFAULT, KINDS, Curve, Efficiency, ceilings
+from ambidex.planning.memory import Demand
+from ambidex.planning.precision import precision
+from ambidex.planning.roofs import roofline_chart, site_points
+from ambidex.planning.step_time import StepTime, attention_load
+from ambidex.planning.subject import sized_subject
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+Spans = list[tuple[int, int]]
+PERFECT = replace(
+    DEFAULT,
+    curves={kind: Curve((1.0,), (1.0,), "all of it") for kind in KINDS},
+    launch_us=dict.fromkeys(KINDS, 0.0), host_us=0.0, host_us_per_request=0.0,
+)  # fmt: skip
+spans = st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 3000)), min_size=1, max_size=6)
+
+
+def deployed(format_name: str = "bf16", ranks: int = 1, reached: Efficiency = DEFAULT) -> Deployment:
+    profile = load("nvidia-h200-sxm")
+    stored = precision(format_name, profile)
+    assert not isinstance(stored, str)
+    found = deploy(sized_subject("8B"), profile, stored, ranks, Demand(32_768, max_num_seqs=64), reached)
+    assert isinstance(found, Deployment)
+    return found
+
+
+WIDE, NARROW, TWO = deployed(), deployed("fp8"), deployed(ranks=2)
+
+
+def arrays(given_spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+    first, count = zip(*given_spans, strict=True)
+    return np.array(first), np.array(count)
+
+
+def seconds(deployment: Deployment, given_spans: Spans) -> float:
+    return deployment.step_time.seconds(*arrays(given_spans), len(given_spans))
+
+
+@settings(deadline=None)
+@given(spans)
+def test_bytes_and_operations_are_those_of_the_ops(given_spans: Spans) -> None:
+    """A device that reaches its peaks: each site in its own limit, summed one by one."""
+    ideal = deployed(reached=PERFECT)
+    bytes_per_s, operations_per_s = ceilings(ideal.profile, "bf16")
+    expected = 0.0
+    for site in ideal.part.sites:
+        attends = site.op == "paged_attention"
+        groups = [[each for each in given_spans if (each[1] == 1) == alone] for alone in (True, False)]
+        for chosen in groups if attends else [given_spans]:
+            cost = step_cost([site], chosen) if chosen else None
+            if cost:
+                expected += max(cost.num_bytes / bytes_per_s, cost.num_operations / operations_per_s)
+    assert seconds(ideal, given_spans) == pytest.approx(expected, rel=1e-9)
+
+
+@settings(deadline=None)
+@given(spans)
+def test_the_sites_of_a_roofline_are_the_step(given_spans: Spans) -> None:
+    for deployment in (WIDE, NARROW):
+        for alone in (True, False):
+            chosen = [(first, 1 if alone else count + 1) for first, count in given_spans]
+            step = deployment.step_time.breakdown(*arrays(chosen), len(chosen))
+            points = site_points(deployment, *arrays(chosen), len(chosen))
+            assert sum(each.seconds for each in points) == pytest.approx(step.bandwidth + step.compute, rel=1e-9)
+
+
+@settings(deadline=None)
+@given(spans, st.integers(1, 2000), st.integers(1, 5000))
+def test_more_is_never_faster(given_spans: Spans, tokens: int, context: int) -> None:
+    prompts = [(first, count + 1) for first, count in given_spans]
+    for deployment in (WIDE, TWO):
+        here = seconds(deployment, prompts)
+        (first, count), rest = prompts[0], prompts[1:]
+        assert seconds(deployment, [*prompts, (0, 2)]) >= here * (1 - 1e-9)
+        assert seconds(deployment, [(first, count + tokens), *rest]) >= here * (1 - 0.02)
+        decoding = [(each, 1) for each, _ in given_spans]
+        longer = [(each + context, 1) for each, _ in given_spans]
+        assert seconds(deployment, longer) >= seconds(deployment, decoding) * (1 - 0.02)
+
+
+@settings(deadline=None)
+@given(spans)
+def test_fewer_bits_and_more_ranks_are_never_slower(given_spans: Spans) -> None:
+    assert seconds(NARROW, given_spans) <= seconds(WIDE, given_spans)
+    alone, split = (each.step_time.breakdown(*arrays(given_spans), 1) for each in (WIDE, TWO))
+    assert split.bandwidth + split.compute < alone.bandwidth + alone.compute
+    assert split.link > 0 == alone.link
+
+
+@settings(deadline=None)
+@given(spans, st.integers(1, 30_000))
+def test_a_window_never_costs_more(given_spans: Spans, window: int) -> None:
+    first, count = arrays(given_spans)
+    whole, keys = attention_load(first, count, 0)
+    seen, fewer = attention_load(first, count, window)
+    assert (seen <= whole).all()
+    assert fewer <= keys
+    wide = attention_load(first, count, int((first + count).max()) + 1)
+    assert (wide[0] == whole).all()
+
+
+def test_a_windowed_model_is_no_slower() -> None:
+    sites = WIDE.part.sites
+    windowed = tuple(replace(each, group=each.group and replace(each.group, window=512)) for each in sites)
+    times = [StepTime(each, WIDE.profile, WIDE.precision, PERFECT) for each in (sites, windowed)]
+    long, short = (time.seconds(np.array([30_000]), np.array([1]), 1) for time in times)
+    assert short < long
+
+
+def test_what_takes_the_time() -> None:
+    one = WIDE.step_time.breakdown(np.array([100]), np.array([1]), 1)
+    prompt = WIDE.step_time.breakdown(np.array([0]), np.array([8000]), 1)
+    assert (one.limit, prompt.limit) == ("bandwidth", "compute")
+    slow_host = deployed(reached=replace(DEFAULT, host_us=1e6)).step_time.breakdown(np.array([100]), np.array([1]), 1)
+    assert (slow_host.limit, slow_host.seconds) == ("host", slow_host.host)
+
+
+def test_a_roofline_lies_above_its_sites() -> None:
+    chart = roofline_chart(NARROW, 32, 1000, 1000)
+    roof = chart.series[0]
+    assert roof.name.startswith("4.8 TB/s, fp8 1,979")
+    for series in chart.series[2:]:
+        for intensity, tflops in series.points:
+            assert tflops < min(intensity * 4.8, 1979)
+    named = {label for series in chart.series for label in series.labels}
+    assert {"qkv", "gate_up", "down", "paged_attention"} <= named
