@@ -16,7 +16,7 @@ import datetime
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from statistics import fmean, median
 
@@ -28,7 +28,7 @@ from ..ops.types import dtype_name
 from ..planning.calibration import Calibration, Curves, Micros4, Points, with_ceilings
 from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
 from ..planning.precision import Precision
-from ..planning.step_time import StepTime
+from ..planning.step_time import Ideal, StepTime
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide, place
 from ..runtime.step import Integers, Step
@@ -43,6 +43,8 @@ _UNIT = replace(
 )
 _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
+_LEAST_LEFT = 0.1
+"""Of a product's time, what its multiplying is taken to be at least: as one side of two, 0.5 % of it."""
 _SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
 _HOT_CALLS = 16
 _HOST_BATCH, _REPLAYS = 16, 20
@@ -127,12 +129,9 @@ def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
 
 @dataclass(frozen=True)
 class _Case:
-    """Of one kind: where it is on the axis, seconds at the moment's ceilings, those of its operations alone, seconds
-    that its work took."""
+    """Of one kind: what it takes at the moment's ceilings, and the seconds that its work took."""
 
-    axis: float
-    ideal_s: float
-    operations_s: float
+    ideal: Ideal
     work_s: float
 
 
@@ -150,21 +149,37 @@ class _Found:
     @property
     def beside_reading(self) -> float:
         """Of decode attention: what it takes on keys that the caches hold, but never more than half of any case."""
-        decoding = [case for (kind, _), shapes in self._cases.items() if kind == "decode_attention"
-                    for cases in shapes.values() for case in cases]  # fmt: skip
-        return min(fmean(self.hot), *(case.work_s / case.operations_s / 2 for case in decoding))
+        decoding = [case.work_s / case.ideal.operations_s for case in self._of("decode_attention")]
+        return min(fmean(self.hot), min(decoding) / 2)
+
+    @property
+    def read_share(self) -> float:
+        """At which the weights of products of the fewest rows are read."""
+        cases = self._of("product")
+        fewest = min(case.ideal.axis for case in cases)
+        return fmean(case.ideal.bytes_s / case.work_s for case in cases if case.ideal.axis == fewest)
 
     def points(self, kind: Kind) -> Points:
         """Of each place the mean over shapes; within a shape what takes long counts for more, as it does in a step."""
-        beside = self.beside_reading if kind == "decode_attention" else 0.0
-        places = sorted((fmean(case.axis for cases in shapes.values() for case in cases),
-                         fmean(_share(cases, beside) for cases in shapes.values()))
+        places = sorted((fmean(case.ideal.axis for cases in shapes.values() for case in cases),
+                         fmean(self._share(kind, cases) for cases in shapes.values()))
                         for (each, _), shapes in self._cases.items() if each == kind)  # fmt: skip
         return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
 
+    def _of(self, kind: Kind) -> list[_Case]:
+        return [case for (each, _), shapes in self._cases.items() if each == kind
+                for cases in shapes.values() for case in cases]  # fmt: skip
 
-def _share(cases: Sequence[_Case], beside: float) -> float:
-    return sum(case.ideal_s for case in cases) / sum(case.work_s - beside * case.operations_s for case in cases)
+    def _share(self, kind: Kind, cases: Sequence[_Case]) -> float:
+        """Of products that of the rate, so that reading and multiplying together take what was measured; where reading
+        explains it all, as at few rows, that at which multiplying adds little."""
+        if kind == "product":
+            left = [max(case.work_s**2 - (case.ideal.bytes_s / self.read_share) ** 2, (_LEAST_LEFT * case.work_s) ** 2)
+                    for case in cases]  # fmt: skip
+            return sum(case.ideal.operations_s for case in cases) / sum(map(sqrt, left))
+        beside = self.beside_reading if kind == "decode_attention" else 0.0
+        work_s = sum(case.work_s - beside * case.ideal.operations_s for case in cases)
+        return sum(case.ideal.seconds for case in cases) / work_s
 
 
 class _Bench:
@@ -191,8 +206,7 @@ class _Bench:
         for kind, ideal in self._step_time(*around).ideals(*case, len(case[0])).items():
             seconds = took[kind] * ideal.calls / len(noted[kind])
             work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
-            asked = int(case[1].sum()) if kind == "product" else round(ideal.axis)
-            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, ideal.operations_s, work_s))
+            found.add(kind, round(ideal.axis), self._shape, _Case(ideal, work_s))
         found.seen += around
 
     def add_hot(self, found: _Found) -> None:
@@ -290,6 +304,7 @@ def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Ki
         host_us_per_request=_short(per_request_us),
         eager_us=_short(eager_us),
         beside_reading=_short(found.beside_reading),
+        read_share=_short(found.read_share),
         curves=Curves(**{kind: found.points(kind) for kind in KINDS}),
     )
 

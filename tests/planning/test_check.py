@@ -25,7 +25,7 @@ def overlay(gb_per_s: float = 20.0) -> Calibration:
         "profile": profile.name, "device": "this CPU", "date": "2026-11-25", "usable_gib": 4.0,
         "bandwidth_gb_per_s": gb_per_s, "matrix_tflops": {"bf16": 1e6, "fp32": 1e6},
         "launch_us": dict.fromkeys(KINDS, 0.0), "step_us": 0.0, "host_us": 0.0, "host_us_per_request": 0.0,
-        "eager_us": 0.0, "beside_reading": 0.0, "curves": dict.fromkeys(KINDS, POINTS),
+        "eager_us": 0.0, "beside_reading": 0.0, "read_share": 1.0, "curves": dict.fromkeys(KINDS, POINTS),
     }))  # fmt: skip
 
 
