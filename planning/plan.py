@@ -5,40 +5,58 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..hwprofiles.schema import Profile
-from .answer import answer, check_context
-from .chain import chain
+from ..runtime.errors import ConfigError
+from . import calibration
+from .answer import Answer, answer, check_context
+from .chain import Chain, chain
 from .deployment import Deployment
-from .precision import precision
+from .efficiency import efficiency
+from .precision import check_formats, precision
 from .question import Question
 from .rows import Row, answer_row, chain_row, empty_row
+from .shards import shard
 from .subject import Subject
 
 
 def plan(subject: Subject, profiles: Iterable[Profile], formats: Sequence[str], question: Question) -> list[Row]:
-    """A row each. ConfigError: what holds whatever the device: an impossible degree, longer requests than positions."""
+    """A row each. ConfigError: what holds whatever the device: an impossible degree, longer requests than positions, a
+    format that nobody knows."""
     check_context(subject, question)
+    if question.tensor_parallel is not None:
+        shard(subject.config, question.tensor_parallel)
+    check_formats(formats, question.kv_format)
     return [plan_row(subject, profile, each, question) for profile in profiles for each in formats]
 
 
 def plan_row(subject: Subject, profile: Profile, format_name: str, question: Question) -> Row:
     """The row of one profile and format; what cannot be is a row with the reason."""
-    stored = precision(format_name, profile, question.kv_format)
-    if profile.memory.usable_gib is None:
-        return empty_row(profile.name, format_name, question, f"{profile.name} {_HOST}")
-    if isinstance(stored, str):
-        return empty_row(profile.name, format_name, question, stored)
-    if profile.memory.kind == "sram":
-        return chain_row(chain(subject, profile, stored, question), question)
-    return answer_row(answer(subject, profile, stored, question))
-
-
-_HOST = "has the memory and rates of its host: unknown before `ambidex calibrate` has run on such a machine"
+    try:
+        found = _answered(subject, profile, format_name, question)
+    except ConfigError as reason:  # a number that the profile does not know
+        return empty_row(profile.name, format_name, question, str(reason))
+    if isinstance(found, str):
+        return empty_row(profile.name, format_name, question, found)
+    return chain_row(found, question) if isinstance(found, Chain) else answer_row(found)
 
 
 def deployed(subject: Subject, profile: Profile, format_name: str, question: Question) -> Deployment | None:
     """The deployment behind a row; None: it fits nowhere, or is no deployment but a chain."""
-    stored = precision(format_name, profile, question.kv_format)
-    if isinstance(stored, str) or profile.memory.kind == "sram" or profile.memory.usable_gib is None:
-        return None
-    chosen = answer(subject, profile, stored, question).chosen
-    return chosen.deployment if chosen else None
+    found = _answered(subject, profile, format_name, question)
+    return found.chosen.deployment if isinstance(found, Answer) and found.chosen else None
+
+
+def _answered(subject: Subject, profile: Profile, format_name: str, question: Question) -> Answer | Chain | str:
+    """By the profile as it was calibrated here, where it was; else as it is specified."""
+    overlay = calibration.find(profile)
+    numbers = overlay.on(profile) if overlay else profile
+    if numbers.memory.usable_gib is None:
+        return f"{profile.name} {_HOST}"
+    stored = precision(format_name, numbers, question.kv_format)
+    if isinstance(stored, str):
+        return stored
+    if numbers.memory.kind == "sram":
+        return chain(subject, numbers, stored, question)
+    return answer(subject, numbers, stored, question, efficiency(numbers, overlay.efficiency() if overlay else None))
+
+
+_HOST = "has the memory and rates of its host: unknown before `ambidex calibrate` has run on such a machine"
