@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .commands.build_kernels import build_kernels
+from .commands.calibrate import calibrate
 from .commands.chat import chat
 from .commands.devices import devices
 from .commands.doctor import doctor
@@ -69,7 +70,7 @@ def _bench() -> None:
     """Measure: how fast, how close to the roofline, next to whom."""
 
 
-for command in (generate, chat, devices, profiles, explain, plan, simulate, tune, doctor, build_kernels):
+for command in (generate, chat, devices, profiles, explain, plan, simulate, calibrate, tune, doctor, build_kernels):
     app.command()(command)
 for measurement in (latency, throughput, prefix, micro, ops, step, host, interference, overload):
     bench.command()(measurement)

@@ -3,7 +3,7 @@
 ceilings   R, bytes read a second, and C, the rate of products, read again before and after each case: a share is of the
            ceilings of its own moment, since a shared machine changes its speed in the course of a run.
 shares     the bound kernels on the sites of a few layers of a model (`noted.py`): a kind's ideal seconds over what its
-           calls took. Two rounds; of a case that was measured twice the mean counts.
+           calls took. Of a case that was measured more than once, as by two shapes, the mean counts.
 costs      of a call and of a step, on a model so small that nothing else takes time: calls of a kind in a row, then
            whole steps of the engine.
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from statistics import fmean, median
 
@@ -30,9 +31,9 @@ from ..planning.precision import Precision
 from ..planning.step_time import StepTime
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide, place
-from ..runtime.step import Integers
+from ..runtime.step import Integers, Step
 from .ceilings import Ceilings, Gauge
-from .noted import Calls
+from .noted import Calls, Noted
 from .shapes import SHAPES, Shape, write_config
 from .steady import SPARE_TOKENS, Steady, built_at_random
 from .stopwatch import Stopwatch
@@ -43,28 +44,34 @@ _UNIT = replace(
 _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
 _SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
-_HOST_BATCH = 16
-
-Key = tuple[Kind, int]
+_HOT_CALLS = 16
+_HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured. shape: whose sites, `layers` of them; decodes: (requests, context); prompts: tokens of one."""
+    """What is measured. shapes: whose sites, so many layers of each that their weights are `rotated_bytes` or more;
+    decodes: (requests, context); prompts: tokens of one. hot: a decode whose keys a cache holds. rounds: over all cases
+    of each shape."""
 
-    shape: Shape
-    layers: int = 3
+    shapes: tuple[Shape, ...]
+    rotated_bytes: int = 192 << 20
     decodes: tuple[tuple[int, int], ...] = (
         (1, 512), (2, 512), (4, 512), (8, 128), (16, 128), (32, 128), (32, 1024), (64, 256), (8, 1024), (8, 4096),
-        (1, 4096), (8, 8192),
     )  # fmt: skip
-    prompts: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    rounds: int = 2
+    prompts: tuple[int, ...] = (128, 256, 512, 1024)
+    hot: tuple[int, int] = (4, 256)
+    rounds: int = 1
     budget_s: float = 0.12
 
     @property
     def num_cases(self) -> int:
-        return self.rounds * (len(self.decodes) + len(self.prompts))
+        return len(self.shapes) * self.rounds * (len(self.decodes) + len(self.prompts))
+
+    def shallow(self, shape: Shape) -> Shape:
+        """The shape with as many layers as are measured."""
+        layer_bytes = sum(2 * prod(size) for size in shape.layer_shapes(0).values())
+        return replace(shape, num_layers=max(2, -(-self.rotated_bytes // layer_bytes)))
 
     def options(self, folder: str, device: str | None, dtype: str) -> Options:
         longest = max(*self.prompts, *(context for _, context in self.decodes)) + 1
@@ -77,21 +84,34 @@ class Sizes:
 
 
 def default_sizes(device: str | None) -> Sizes:
-    """A host's layer is a 1B model's, a device's that works by itself an 8B's: what each is used for."""
+    """Layers of what a device is used for: on a host of the 1B and 0.5B shapes, on one that works by itself of the 8B
+    shape, and there longer ones."""
     backend, _, _ = place(device)
-    return Sizes(replace(SHAPES["8b" if backend.is_asynchronous else "1b"], vocabulary_size=32_768))
+    if not backend.is_asynchronous:
+        return Sizes((_narrow("1b"), _narrow("0.5b")))
+    own = Sizes((_narrow("8b"),), rotated_bytes=1 << 30, rounds=2)
+    return replace(own, decodes=(*own.decodes, (64, 1024), (128, 512), (8, 16_384), (1, 16_384)),
+                   prompts=(*own.prompts, 2048, 4096))  # fmt: skip
+
+
+def _narrow(name: str) -> Shape:
+    """With a head no larger than a layer's products: beside a few layers it would count for too much."""
+    return replace(SHAPES[name], vocabulary_size=32_768)
 
 
 def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = lambda: None) -> Calibration:
     """The overlay of the present device. Errors: those of `runtime.start.decide`."""
     dtype = _dtype(device)
     small = _Small(device, dtype)
-    bench = _Bench(sizes, device, dtype)
     launch_us = {kind: small.launch_us(kind) for kind in KINDS}
-    for case in bench.cases():
-        bench.add(case, launch_us)
-        tick()
-    return _calibration(bench, small, launch_us)
+    found = _Found()
+    for shape in sizes.shapes:
+        bench = _Bench(sizes, shape, device, dtype)
+        bench.add_hot(found)
+        for case in bench.cases():
+            bench.add(case, launch_us, found)
+            tick()
+    return _calibration(bench, found, small, launch_us)
 
 
 def _dtype(device: str | None) -> str:
@@ -105,19 +125,57 @@ def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
         return decide(options(folder))
 
 
-class _Bench:
-    """Shares of the moment's ceilings, by kind and by what the kind's curve is over."""
+@dataclass(frozen=True)
+class _Case:
+    """Of one kind: where it is on the axis, seconds at the moment's ceilings, those of its operations alone, seconds
+    that its work took."""
 
-    def __init__(self, sizes: Sizes, device: str | None, dtype: str) -> None:
-        self._sizes = sizes
-        self.decided = _decided(
-            replace(sizes.shape, num_layers=sizes.layers), lambda f: sizes.options(f, device, dtype)
-        )
+    axis: float
+    ideal_s: float
+    operations_s: float
+    work_s: float
+
+
+class _Found:
+    """What was measured, by kind, by what was asked for and by shape; and the ceilings meanwhile."""
+
+    def __init__(self) -> None:
+        self.seen: list[Ceilings] = []
+        self.hot: list[float] = []
+        self._cases: dict[tuple[Kind, int], dict[Shape, list[_Case]]] = {}
+
+    def add(self, kind: Kind, asked: int, shape: Shape, case: _Case) -> None:
+        self._cases.setdefault((kind, asked), {}).setdefault(shape, []).append(case)
+
+    @property
+    def beside_reading(self) -> float:
+        """Of decode attention: what it takes on keys that the caches hold, but never more than half of any case."""
+        decoding = [case for (kind, _), shapes in self._cases.items() if kind == "decode_attention"
+                    for cases in shapes.values() for case in cases]  # fmt: skip
+        return min(fmean(self.hot), *(case.work_s / case.operations_s / 2 for case in decoding))
+
+    def points(self, kind: Kind) -> Points:
+        """Of each place the mean over shapes; within a shape what takes long counts for more, as it does in a step."""
+        beside = self.beside_reading if kind == "decode_attention" else 0.0
+        places = sorted((fmean(case.axis for cases in shapes.values() for case in cases),
+                         fmean(_share(cases, beside) for cases in shapes.values()))
+                        for (each, _), shapes in self._cases.items() if each == kind)  # fmt: skip
+        return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
+
+
+def _share(cases: Sequence[_Case], beside: float) -> float:
+    return sum(case.ideal_s for case in cases) / sum(case.work_s - beside * case.operations_s for case in cases)
+
+
+class _Bench:
+    """One shape's layers, ready to be measured."""
+
+    def __init__(self, sizes: Sizes, shape: Shape, device: str | None, dtype: str) -> None:
+        self._sizes, self._shape = sizes, shape
+        self.decided = _decided(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
-        watch = Stopwatch(self.decided.backend, self.decided.device)
+        watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
-        self.seen: list[Ceilings] = [self.gauge.now(dtype)]
-        self._found: dict[Key, list[tuple[float, float]]] = {}
 
     def cases(self) -> Iterator[tuple[Integers, Integers]]:
         """First positions and counts of the spans of a step."""
@@ -127,30 +185,35 @@ class _Bench:
             for length in self._sizes.prompts:
                 yield np.zeros(1, dtype=np.int64), np.array([length])
 
-    def add(self, case: tuple[Integers, Integers], launch_us: dict[Kind, float]) -> None:
+    def add(self, case: tuple[Integers, Integers], launch_us: dict[Kind, float], found: _Found) -> None:
         noted = self._calls.noted(*case)
-        took = {kind: self._calls.seconds(calls, self._sizes.budget_s) for kind, calls in noted.items()}
-        self.seen.append(self.gauge.now(self.dtype))
-        for kind, ideal in self._step_time().ideals(*case, len(case[0])).items():
-            passes = len(noted[kind]) / ideal.calls
-            seconds = took[kind] / passes
+        took, around, _ = self.gauge.steady(self.dtype, lambda: self._took(noted))
+        for kind, ideal in self._step_time(*around).ideals(*case, len(case[0])).items():
+            seconds = took[kind] * ideal.calls / len(noted[kind])
             work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
-            place = round(ideal.axis) if kind != "product" else int(case[1].sum())
-            self._found.setdefault((kind, place), []).append((ideal.axis, ideal.seconds / work_s))
+            asked = int(case[1].sum()) if kind == "product" else round(ideal.axis)
+            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, ideal.operations_s, work_s))
+        found.seen += around
 
-    def points(self, kind: Kind) -> Points:
-        """By what was asked for, since the intensity of the same rows follows the moment's ceilings."""
-        places = sorted((fmean(at for at, _ in found), fmean(share for _, share in found))
-                        for (each, _), found in self._found.items() if each == kind)  # fmt: skip
-        return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
+    def add_hot(self, found: _Found) -> None:
+        """Decode attention on keys that the caches hold: what it computes."""
+        batch, context = self._sizes.hot
+        case = np.full(batch, context - 1), np.ones(batch, dtype=np.int64)
+        first = self._calls.noted(*case)["decode_attention"][0]
+        seconds, around, _ = self.gauge.steady(
+            self.dtype, lambda: self._calls.seconds([first] * _HOT_CALLS, self._sizes.budget_s) / _HOT_CALLS
+        )
+        ideal = self._step_time(*around).ideals(*case, batch)["decode_attention"]
+        found.hot.append(seconds / (ideal.operations_s / ideal.calls))
 
-    def _step_time(self) -> StepTime:
-        """At the ceilings between this case and the one before."""
-        before, now = self.seen[-2:]
+    def _took(self, noted: Noted) -> dict[Kind, float]:
+        return {kind: self._calls.seconds(calls, self._sizes.budget_s) for kind, calls in noted.items()}
+
+    def _step_time(self, *around: Ceilings) -> StepTime:
+        """At the ceilings before and after a case."""
         rate = RATE_OF_DTYPE[self.dtype]
-        rates: dict[RateName, float] = {rate: fmean(each.matrix_tflops[self.dtype] for each in (before, now))}
-        gb_per_s = fmean(each.read_gb_per_s for each in (before, now))
-        profile = with_ceilings(self.decided.profile, gb_per_s, rates, "of this moment")
+        rates: dict[RateName, float] = {rate: fmean(each.matrix_tflops[self.dtype] for each in around)}
+        profile = with_ceilings(self.decided.profile, fmean(each.read_gb_per_s for each in around), rates, "now")
         return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
 
 
@@ -171,32 +234,47 @@ class _Small:
         calls = self._calls.noted(np.zeros(1, dtype=np.int64), count)[kind]
         return 1e6 * self._calls.seconds(calls, 0.05) / len(calls)
 
-    def host_us(self, launch_us: dict[Kind, float]) -> tuple[float, float, float]:
+    def host_us(self) -> tuple[float, float, float]:
         """Of a step, of each request in it, and of each site where no graph replays: whole steps of the engine, less
         what its calls take where the host waits for them."""
-        one, many = (self._step_us(batch, launch_us) for batch in (1, _HOST_BATCH))
+        one, many = (1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(batch, 1)
+                     for batch in (1, _HOST_BATCH))  # fmt: skip
         per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
-        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(launch_us)
+        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(1, 2)
         num_calls = sum(site.num_layers for site in self._calls.sites)
         return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
 
-    def _step_us(self, batch: int, launch_us: dict[Kind, float]) -> float:
-        return 1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(launch_us)
-
-    def _waited_us(self, launch_us: dict[Kind, float]) -> float:
-        if self._decided.backend.is_asynchronous:
+    def step_us(self) -> float:
+        """Of the device in a step beside the calls of its sites; where the host waits for them it is the host's."""
+        backend, graphs = self._decided.backend, self._steady.worker.graphs
+        if not backend.is_asynchronous or graphs is None:
             return 0.0
-        noted = self._calls.noted(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64))
-        return sum(launch_us[kind] * len(calls) for kind, calls in noted.items() if kind != "decode_attention") + (
-            launch_us["decode_attention"] * _SMALL.num_layers
-        )
+        calls_us = self._calls_us(1, 1)
+        step = Step(spans=np.array([[0, 15, 1]]), logits=np.zeros((1, 2), dtype=np.int64))
+        self._steady.worker.slots.lengths.zero_()
+
+        def replayed() -> None:
+            graphs.run(step.spans[:, 0], step.spans[:, 1])
+            graphs.sampled(step)
+
+        replayed()
+        taken = [backend.elapsed_s(replayed, self._decided.device) for _ in range(_REPLAYS)]
+        return max(1e6 * median(taken) - calls_us, 0.0)
+
+    def _waited_us(self, batch: int, count: int) -> float:
+        return 0.0 if self._decided.backend.is_asynchronous else self._calls_us(batch, count)
+
+    def _calls_us(self, batch: int, count: int) -> float:
+        noted = self._calls.noted(np.full(batch, 16 - count), np.full(batch, count))
+        passes = {kind: len(calls) / _SMALL.num_layers if "attention" in kind else 1 for kind, calls in noted.items()}
+        return sum(1e6 * self._calls.seconds(calls, 0.05) / passes[kind] for kind, calls in noted.items())
 
 
-def _calibration(bench: _Bench, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
+def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
     decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
-    host_us, per_request_us, eager_us = small.host_us(launch_us)
+    host_us, per_request_us, eager_us = small.host_us()
     tflops: dict[RateName, float] = {
-        rate: median(each.matrix_tflops[bench.dtype] for each in bench.seen),
+        rate: median(each.matrix_tflops[bench.dtype] for each in found.seen),
         "fp32": bench.gauge.ceilings.matrix_tflops[dtype_name(torch.float32)],
     }
     return Calibration(
@@ -204,14 +282,15 @@ def _calibration(bench: _Bench, small: _Small, launch_us: dict[Kind, float]) -> 
         device=decided.report.name or decided.profile.title,
         date=datetime.datetime.now(datetime.UTC).date(),
         usable_gib=decided.profile.memory.usable_gib or decided.backend.memory(decided.device).total_bytes / 2**30,
-        bandwidth_gb_per_s=_short(median(each.read_gb_per_s for each in bench.seen)),
+        bandwidth_gb_per_s=_short(median(each.read_gb_per_s for each in found.seen)),
         matrix_tflops={name: _short(value) for name, value in tflops.items()},  # type: ignore[arg-type]
         launch_us=Micros4(**{kind: _short(value) for kind, value in launch_us.items()}),
-        step_us=0.0,
+        step_us=_short(small.step_us()),
         host_us=_short(host_us),
         host_us_per_request=_short(per_request_us),
         eager_us=_short(eager_us),
-        curves=Curves(**{kind: bench.points(kind) for kind in KINDS}),
+        beside_reading=_short(found.beside_reading),
+        curves=Curves(**{kind: found.points(kind) for kind in KINDS}),
     )
 
 

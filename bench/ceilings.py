@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,13 @@ from .stopwatch import Call, Stopwatch
 
 _PRODUCTS = {True: ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 28672, 4096)), False: ((512, 2048, 2048),)}
 """Rows, outputs and inputs, for devices that work by themselves and for a host."""
+
+_ATTEMPTS = 5
+_ALIKE, _OURS = 0.88, 0.7
+"""Of the larger of two ceilings, and of the highest C of the run: another program on a host's cores takes a share of C,
+which a change of the memory's speed does not."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,28 @@ class Gauge:
         self._products = {dtype_name(dtype): _best_product(watch, dtype) for dtype in dtypes}
         tflops = {dtype: operations / seconds / 1e12 for dtype, (operations, _, seconds) in self._products.items()}
         self.ceilings = Ceilings(rate, reader, tflops)
+        self._most = 0.0
 
-    def now(self, dtype: str, budget_s: float = 0.08) -> Ceilings:
-        """Both again, C of one dtype."""
-        watch = replace(self._watch, budget_s=budget_s)
+    def steady(self, dtype: str, work: Callable[[], _T]) -> tuple[_T, tuple[Ceilings, Ceilings], bool]:
+        """What some work yields, with the ceilings before and after it, and whether they were the same and the machine
+        ours: work that another program or a change of speed fell into is done again, a few times."""
+        before = self.now(dtype)
+        for _ in range(_ATTEMPTS):
+            found, after = work(), self.now(dtype)
+            self._most = max(self._most, after.matrix_tflops[dtype])
+            if self._alike(before, after, dtype):
+                return found, (before, after), True
+            last, before = (before, after), after
+        return found, last, False
+
+    def _alike(self, before: Ceilings, after: Ceilings, dtype: str) -> bool:
+        rates = [each.matrix_tflops[dtype] for each in (before, after)]
+        reads = [each.read_gb_per_s for each in (before, after)]
+        return min(reads) > _ALIKE * max(reads) and min(rates) > _ALIKE * max(rates) and min(rates) > _OURS * self._most
+
+    def now(self, dtype: str) -> Ceilings:
+        """Both again, C of one dtype, in a quarter of the stopwatch's time each."""
+        watch = replace(self._watch, budget_s=self._watch.budget_s / 4)
         operations, call, _ = self._products[dtype]
         rate = self._read_bytes / watch.time(self._reads).median_s / 1e9
         return Ceilings(rate, self.ceilings.reader, {dtype: operations / watch.time([call]).median_s / 1e12})

@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..hwprofiles.records import RATE_OF_DTYPE
+from ..hwprofiles.records import RATE_OF_DTYPE, RateName
 from ..ops.manifest import manifest
 from ..ops.types import dtype_name
 from ..planning.calibration import Calibration, with_ceilings
@@ -38,6 +39,7 @@ from .steady import SPARE_TOKENS, Steady, Taken, built_at_random
 from .stopwatch import Stopwatch
 
 Row = dict[str, Any]
+_WATCH_S = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +146,18 @@ class _Runs:
         self, planned: Deployment, decided: Decisions, steady: Steady, budget_s: float, *, has_ceilings: bool
     ) -> None:
         self._planned, self._steady, self._budget_s, self._decided = planned, steady, budget_s, decided
-        watch = Stopwatch(decided.backend, decided.device)
+        watch = Stopwatch(decided.backend, decided.device, min(_WATCH_S, budget_s))
         self._dtype = dtype_name(decided.dtype)
         self._gauge = Gauge(watch, [decided.dtype]) if has_ceilings else None
-        self._seen = [self._now()]
+        self._seen: list[Ceilings] = []
 
     def row(self, batch: int, length: int) -> Row:
         """What was predicted and measured of one case."""
-        taken = self._taken(batch, length)
-        self._seen.append(self._now())
+        taken, around, is_steady = self._measured(partial(self._taken, batch, length))
+        self._seen += around
         measured_s = median(taken.seconds)
         predicted_s, limit = _predicted(self._planned, batch, taken)
-        moment = self._moment()
-        at_ceilings_s = _predicted(moment, batch, taken)[0] if moment else None
+        at_ceilings_s = _predicted(self._at(around), batch, taken)[0] if around else None
         return {
             **({"batch": batch, "context": length} if batch else {"prompt": length}),
             "measured_ms": 1e3 * measured_s,
@@ -166,16 +167,19 @@ class _Runs:
             "at_ceilings_ms": at_ceilings_s and 1e3 * at_ceilings_s,
             "error_at_ceilings": at_ceilings_s and at_ceilings_s / measured_s - 1,
             "limit": limit,
-            **(self._seen[-1].plain() if self._seen[-1] else {}),
+            "is_steady": is_steady,
+            **(self._mean(around) if around else {}),
         }
+
+    def _measured(self, work: Callable[[], Taken]) -> tuple[Taken, tuple[Ceilings, ...], bool]:
+        return self._gauge.steady(self._dtype, work) if self._gauge else (work(), (), True)
 
     def ceilings(self) -> Row:
         """What the plan stands on, and what the run gave: least, median and most."""
-        seen = [each for each in self._seen if each]
-        if not seen:
+        if not self._seen:
             return {"ceilings": None}
-        reads = [each.read_gb_per_s for each in seen]
-        rates = [each.matrix_tflops[self._dtype] for each in seen]
+        reads = [each.read_gb_per_s for each in self._seen]
+        rates = [each.matrix_tflops[self._dtype] for each in self._seen]
         planned = self._planned.profile
         return {"ceilings": {
             "read_gb_per_s": {"planned": planned.memory.bandwidth_gb_per_s.measured, **_range(reads)},
@@ -187,17 +191,17 @@ class _Runs:
             return self._steady.decode(batch, length, self._budget_s)
         return self._steady.prompt(length, self._budget_s)
 
-    def _now(self) -> Ceilings | None:
-        return self._gauge.now(self._dtype) if self._gauge else None
+    def _mean(self, around: tuple[Ceilings, ...]) -> dict[str, float]:
+        return {
+            "read_gb_per_s": fmean(each.read_gb_per_s for each in around),
+            "matrix_tflops": fmean(each.matrix_tflops[self._dtype] for each in around),
+        }
 
-    def _moment(self) -> Deployment | None:
-        """The plan at the ceilings before and after the case."""
-        before, now = self._seen[-2:]
-        if before is None or now is None:
-            return None
-        tflops = fmean(each.matrix_tflops[self._dtype] for each in (before, now))
-        planned, gb_per_s = self._planned, fmean(each.read_gb_per_s for each in (before, now))
-        profile = with_ceilings(planned.profile, gb_per_s, {RATE_OF_DTYPE[self._dtype]: tflops}, "of this moment")
+    def _at(self, around: tuple[Ceilings, ...]) -> Deployment:
+        """The plan at the ceilings before and after a case."""
+        planned, now = self._planned, self._mean(around)
+        rates: dict[RateName, float] = {RATE_OF_DTYPE[self._dtype]: now["matrix_tflops"]}
+        profile = with_ceilings(planned.profile, now["read_gb_per_s"], rates, "of this moment")
         time = StepTime(planned.part.sites, profile, planned.precision, planned.efficiency)
         return replace(planned, profile=profile, step_time=time)
 

@@ -30,7 +30,7 @@ from .operands import changed
 
 Noted = dict[Kind, list["partial[Any]"]]
 _MAX_TABLES = 32
-_MIN_SAMPLES, _MAX_SAMPLES = 3, 60
+_MAX_SAMPLES = 60
 
 
 class _Noting:
@@ -78,13 +78,12 @@ class Calls:
     @torch.inference_mode()
     def seconds(self, calls: Sequence[Callable[[], Any]], budget_s: float) -> float:
         """Of all the calls in a row, the median of passes."""
-        replay = self._backend.capture(partial(_all, calls))
+        replay = self._backend.capture(partial(_all, calls))  # which runs them once
         once = partial(_all, calls) if isinstance(replay, str) else replay
-        once()
-        taken: list[float] = []
-        while len(taken) < _MIN_SAMPLES or (sum(taken) < budget_s and len(taken) < _MAX_SAMPLES):
+        taken = [self._backend.elapsed_s(once, self._decided.device)]
+        while sum(taken) < budget_s and len(taken) < _MAX_SAMPLES:
             taken.append(self._backend.elapsed_s(once, self._decided.device))
-        return median(taken)
+        return median(taken[1:] or taken)
 
     def _give_pages(self, requests: int, length: int) -> list[dict[str, torch.Tensor]]:
         """Gives the requests' slots pages in no order; page tables of other pages for further passes, as many as there

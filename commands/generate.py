@@ -12,6 +12,7 @@ import typer
 from ..runtime.errors import RequestError
 from ..runtime.request import RequestOutput, SamplingParams
 from . import options
+from .prediction import beside
 from .session import Session, as_json, facts, load
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def generate(
         raise typer.BadParameter("log-probabilities are printed with --json", param_hint="--logprobs")
     text = read_prompt(prompt)
     session = load(options.one_model(model, model_option), engine, verbose=verbose)
-    answer(session, text, session.params(asked), as_object=as_object)
+    output = answer(session, text, session.params(asked), as_object=as_object)
+    if verbose:
+        print("\n".join(beside(session, output)), file=sys.stderr)
 
 
 def read_prompt(given: str) -> str:

@@ -14,6 +14,7 @@ from .bench_options import check_file
 
 if TYPE_CHECKING:
     from ..hwprofiles.schema import Profile
+    from ..planning.calibration import Calibration
     from ..planning.question import Question
     from ..planning.rows import Row
     from ..planning.subject import Subject
@@ -61,6 +62,16 @@ def plan(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a report with plots: one file, nothing else.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of `ambidex calibrate`, in place of where it lies by default.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Load and run the model here, and lay the plan beside what is measured.")
+    ] = False,
+    shape: Annotated[
+        str | None, typer.Option(metavar="NAME", help="To --check, instead of a model: random weights, 0.5b, 1b or 8b.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEV", help="To --check on: cpu, cuda:0, …")] = None,
 ) -> None:
     """Say what fits, how fast it is and what it costs, on devices that need not be here.
 
@@ -73,6 +84,14 @@ def plan(
             )
         plan_published.published(as_object)
         return
+    if check:
+        from .plan_check import check as checked
+
+        checked(model, shape=shape, device=device, calibration=calibration, as_object=as_object)
+        return
+    if shape is not None or device is not None:
+        raise typer.BadParameter("--shape and --device say what to --check: give that, too", param_hint="--check")
+    from ..planning.calibration import find
     from ..planning.goals import best
     from ..planning.plan import plan as planned
     from ..planning.point import Load
@@ -86,10 +105,11 @@ def plan(
     check_file(html, "--html")
     profiles = _profiles(profile)
     subject = _subject(model, params, family)
-    rows = planned(subject, profiles, format_name or FORMATS, question)
+    calibrations = {each.name: found for each in profiles if (found := find(each, calibration))}
+    rows = planned(subject, profiles, format_name or FORMATS, question, calibrations)
     goals = best(rows, [each.name for each in profiles if each.backend])
     if html is not None:
-        html.write_text(_page(subject, question, rows, goals, profiles), encoding="utf-8")
+        html.write_text(_page(subject, question, rows, goals, profiles, calibrations), encoding="utf-8")
     if as_object:
         about = {"model": subject.name, "num_parameters": subject.num_parameters}
         print(json.dumps({**about, "rows": rows, "best": goals}))
@@ -102,7 +122,12 @@ def plan(
 
 
 def _page(
-    subject: Subject, question: Question, rows: list[dict[str, Any]], goals: Mapping[str, Row], profiles: list[Profile]
+    subject: Subject,
+    question: Question,
+    rows: list[dict[str, Any]],
+    goals: Mapping[str, Row],
+    profiles: list[Profile],
+    calibrations: Mapping[str, Calibration],
 ) -> str:
     """The report. Its roofline is that of the cheapest, else of the first that fits and is no chain."""
     from .. import __version__
@@ -113,7 +138,8 @@ def _page(
 
     drawn = goals.get("cost") or next((row for row in rows if row["fits"] and not row["is_bound"]), None)
     chosen = [each for each in profiles if drawn and each.name == drawn["profile"]]
-    shown = deployed(subject, chosen[0], drawn["format"], question) if drawn and chosen else None
+    overlay = calibrations.get(drawn["profile"]) if drawn else None
+    shown = deployed(subject, chosen[0], drawn["format"], question, overlay) if drawn and chosen else None
     words = {goal: goal_text(goal, row) for goal, row in goals.items()}
     about = f"ambidex {__version__} plan; predictions from the model's config and the profiles' numbers"
     return page(f"Plan: {subject.name}", sections(subject, question, rows, words, shown), about)

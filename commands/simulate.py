@@ -15,14 +15,17 @@ from .table import fields, table
 
 def simulate(
     scenario: Annotated[
-        str | None, typer.Argument(metavar="SCENARIO", show_default=False, help="One that is shipped; none lists them.")
+        str | None, typer.Argument(metavar="SCENARIO", show_default=False, help="A shipped one; none lists them.")
     ] = None,
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="A scenario of your own (YAML).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the scenario's.")] = None,
     requests: Annotated[int | None, typer.Option(min=1, metavar="N", help="Instead of the scenario's number.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a report that needs nothing beside it.")
+    routing: Annotated[str | None, typer.Option(metavar="POLICY", help="Instead of that of every fleet.")] = None,
+    max_rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, metavar="SHARE", help="Find the rate at which this share keeps the limits."),
     ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a report that needs nothing else.")] = None,
     output_json: bench_options.OutputJson = None,
     plot: bench_options.Plot = None,
     as_object: options.AsJson = False,
@@ -31,7 +34,7 @@ def simulate(
 
     Arrivals, lengths, routing, scaling and failures come from the scenario; the same seed gives the same report.
     """
-    from ..planning.fleet.scenario import names, read_scenario
+    from ..planning.fleet.scenario import names, read_scenario, rerouted
 
     if scenario is None and file is None:
         print(json.dumps(names()) if as_object else _listed(names()))
@@ -41,11 +44,14 @@ def simulate(
     bench_options.check_outputs(plot, output_json, html)
     chosen, folder = read_scenario(scenario, file)
     changes = options.given(seed=seed, requests=requests)
-    result = _run(chosen.model_copy(update=changes), folder)
+    chosen = rerouted(chosen, routing) if routing else chosen
+    changed = chosen.model_copy(update=changes)
+    result = _run(changed, folder) if max_rate is None else _most(changed, folder, max_rate)
     if html is not None:
-        from ..planning.fleet.page import page
+        from ..planning.fleet.sections import about, sections
+        from ..planning.report import page
 
-        html.write_text(page(scenario or str(file), result), encoding="utf-8")
+        html.write_text(page(result["about"], sections(result), about(result)), encoding="utf-8")
     if plot is not None:
         _draw(result, plot)
     bench_options.give_out(result, shown(result), output_json, as_object)
@@ -60,6 +66,18 @@ def _run(scenario: Any, folder: Path) -> dict[str, Any]:
         return measures(scenario, simulation.run(tick))
 
 
+def _most(scenario: Any, folder: Path, share: float) -> dict[str, Any]:
+    """The run at the highest rate that the fleet holds."""
+    from ..planning.fleet.capacity import capacity
+
+    with ticking("simulate", 10) as tick:
+        found = capacity(scenario, folder, share, tick)
+    if found is None:
+        limits = f"{scenario.slo.ttft_ms:g} ms and {scenario.slo.tpot_ms:g} ms a token"
+        raise typer.BadParameter(f"at no rate {share:.0%} of the requests keep {limits}", param_hint="--max-rate")
+    return found
+
+
 def _listed(names: list[str]) -> str:
     from ..planning.fleet.scenario import read_scenario
 
@@ -72,54 +90,14 @@ def _listed(names: list[str]) -> str:
 
 def shown(result: dict[str, Any]) -> str:
     """Latencies, what was reached and what it costs, then a line for each kind of workers."""
-    header = ["ms", "mean", "50 %", "90 %", "99 %"]
-    latencies = [
-        [label, *(_number(result[key][each]) for each in ("mean", "p50", "p90", "p99"))]
-        for label, key in (("first token", "ttft_ms"), ("each further token", "tpot_ms"), ("queue", "queueing_ms"))
-    ]
-    kinds = [["fleet", "role", "workers", "steps", "mean batch", "busy", "rented h"]]
-    for fleet in result["fleets"]:
-        kinds += [
-            [f"{fleet['name']}: {each['name']}", each["role"], f"{each['places']:,}", f"{each['steps']:,}",
-             _number(each["mean_batch"]), _percent(each["utilisation"]), f"{each['rented_s'] / 3600:,.2f}"]
-            for each in fleet["workers"]
-        ]  # fmt: skip
+    from ..planning.fleet.sections import KINDS, LATENCIES, facts, kinds, latencies
+
     parts = [
-        table([header, *latencies], numbers=range(1, 5)),
-        fields(_facts(result)),
-        table(kinds, numbers=range(2, 7)),
+        table([LATENCIES, *latencies(result)], numbers=range(1, 5)),
+        fields(facts(result)),
+        table([KINDS, *kinds(result)], numbers=range(2, 9)),
     ]
     return "\n\n".join([result["about"], *parts])
-
-
-def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
-    counts, good = result["requests"], result["goodput"]
-    ended = f"{counts['done']:,} of {counts['total']:,} done, {counts['refused']:,} refused, {counts['lost']:,} lost"
-    why = f" (the first refused: {counts['refusal']})" if counts["refusal"] else ""
-    moved = sum(fleet["moved_bytes"] for fleet in result["fleets"])
-    facts = [
-        ("requests", f"{ended} in {result['lasted_s']:,.1f} s, {_number(result['arrivals_per_s'])} arriving a second{why}"),
-        ("goodput", f"{_number(good['requests_per_s'])} requests/s, {_percent(good['share'])} within "
-                    f"{good['ttft_ms']:g} ms and {good['tpot_ms']:g} ms a token"),
-        ("throughput", f"{_number(result['output_tokens_per_s'])} new tokens/s, mean batch {_number(result['mean_batch'])}"),
-        ("cost", f"{_number(result['eur'])} EUR, {_number(result['eur_per_million_tokens'])} a million new tokens"),
-        ("prefix cache", f"{_percent(result['prefix_hit_share'])} of the prompts' tokens"),
-    ]  # fmt: skip
-    if result["failures"]:
-        facts.append(("failures", f"{result['failures']:,} workers, {result['recomputed']:,} requests begun again"))
-    if moved:
-        facts.append(("moved", f"{moved / 1e9:,.1f} GB of KV"))
-    return facts
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.1%}"
 
 
 def _draw(result: dict[str, Any], path: Path) -> None:

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -33,7 +32,6 @@ _CURE = "correct it, or run `ambidex calibrate` again"
 
 Above0 = Annotated[float, Field(gt=0, lt=1e9)]
 Micros = Annotated[float, Field(ge=0, lt=1e7)]
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Points(Record):
@@ -68,7 +66,7 @@ class Micros4(Record):
 
 
 class Calibration(Record):
-    """What was measured. `_us` fields as in `efficiency.Efficiency`; usable_gib: the memory that it reported."""
+    """What was measured. `_us` fields and beside_reading as in `efficiency.Efficiency`; usable_gib: as reported."""
 
     profile: Word
     device: Word
@@ -81,6 +79,7 @@ class Calibration(Record):
     host_us: Micros
     host_us_per_request: Micros
     eager_us: Micros
+    beside_reading: Annotated[float, Field(ge=0, lt=1e6)]
     curves: Curves
 
     @model_validator(mode="after")
@@ -112,6 +111,7 @@ class Calibration(Record):
             link_us=DEFAULT.link_us,
             step_us=self.step_us,
             eager_us=self.eager_us,
+            beside_reading=self.beside_reading,
         )
 
     def write(self, path: Path) -> None:
@@ -159,7 +159,7 @@ def read(path: Path) -> Calibration:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigError(f"{path}: has more than {_MAX_BYTES // 1024} KiB: it is no calibration; {_CURE}")
-        data = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # noqa: S506  (the safe subset, in C where there is)
+        data = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not UTF-8 text"
         raise ConfigError(f"{path}: cannot read the calibration: {reason}; {_CURE}") from None
@@ -187,7 +187,11 @@ def _validated(data: object, path: Path) -> Calibration:
 
 
 def _date(text: str) -> object:
-    return datetime.date.fromisoformat(text) if re.fullmatch(r"\d{4}-[01]\d-[0-3]\d", text) else text
+    """As YAML reads it unquoted; what is none stays text, which is refused with its field."""
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        return text
 
 
 def _lowered(message: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..hwprofiles.schema import Profile
 from ..runtime.errors import OutOfMemory
 from ..runtime.ledger import Ledger
+from .calibration import Calibration
 from .efficiency import Efficiency, efficiency
 from .links import collectives
 from .memory import Demand, kv_token_bytes, ledger, weight_bytes
@@ -81,11 +82,15 @@ def deploy(
     tensor_parallel: int = 1,
     demand: Demand | None = None,
     reached: Efficiency | None = None,
+    calibration: Calibration | None = None,
 ) -> Deployment | OutOfMemory:
-    """The replica; or what is missing of one device's memory. reached: None is what `efficiency` says of the profile.
+    """The replica; or what is missing of one device's memory. calibration: an overlay of the profile, whose ceilings
+    and shares then count. reached: these shares instead; None is what `efficiency` says of the profile.
 
     ConfigError: the model cannot be cut so, or the profile does not know a number that this needs.
     """
+    if calibration:
+        profile, reached = calibration.on(profile), reached or calibration.efficiency()
     asked, expected = demand or Demand(), reached or efficiency(profile)
     part = shard(subject.config, tensor_parallel)
     between = collectives(part, profile, expected)

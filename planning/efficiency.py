@@ -61,7 +61,9 @@ class Efficiency:
     step_us: of a step on the device, beside its sites. host_us, host_us_per_request: of a step, on the host; eager_us:
     of each site in a step that no graph replays, as those with a prompt. The host's are hidden behind the device's work
     where the device works by itself. link_share: of a link's one-way rate that collectives reach; link_us: before the
-    first byte."""
+    first byte. beside_reading: what decode attention computes and does not hide behind its reading, in multiples of its
+    operations' time at the rate: on a CPU vectors do what matrix units do elsewhere, so that it does not follow the
+    bandwidth alone."""
 
     curves: Mapping[Kind, Curve]
     launch_us: Mapping[Kind, float]
@@ -71,6 +73,7 @@ class Efficiency:
     link_us: float
     step_us: float = 0.0
     eager_us: float = 0.0
+    beside_reading: float = 0.0
 
     @property
     def source(self) -> str:

@@ -10,7 +10,7 @@ prompts, which attention treats apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import mul
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..hwprofiles.schema import Profile
 from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
-from .efficiency import KINDS, Curve, Efficiency, Kind, ceilings
+from .efficiency import KINDS, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
 
@@ -61,11 +61,13 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Ideal:
-    """What a kind of work takes at the ceilings, `axis` its place on the kind's curve, `calls` how many make it up."""
+    """What a kind of work takes at the ceilings, `axis` its place on the kind's curve, `calls` how many make it up;
+    operations_s: what its operations alone take at the rate."""
 
     seconds: float
     axis: float
     calls: int
+    operations_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,12 @@ class StepTime:
         is_decode = count == 1
         num_decodes = int(np.count_nonzero(is_decode))
         for window, sites in self._attention.items():
-            for chosen, curve in _parts(is_decode, num_decodes, curves):
+            for chosen, kind in _parts(is_decode, num_decodes):
                 load, keys_a_row = attention_load(first[chosen], count[chosen], window)
                 moving, multiplying = sites.moving(load), sites.multiplying(load)
-                took = max(moving, multiplying) / curve.at(keys_a_row)
+                took = max(moving, multiplying) / curves[kind].at(keys_a_row)
+                if kind == "decode_attention":
+                    took += self._efficiency.beside_reading * multiplying
                 bandwidth, compute = (
                     (bandwidth, compute + took) if multiplying > moving else (bandwidth + took, compute)
                 )
@@ -182,10 +186,11 @@ class StepTime:
         kind: Kind = "decode_attention" if (count == 1).all() else "prompt_attention"
         attending = [(sites, *attention_load(first, count, window)) for window, sites in self._attention.items()]
         attention_s = [max(sites.moving(keys), sites.multiplying(keys)) for sites, keys, _ in attending]
+        operations_s = sum(sites.multiplying(keys) for sites, keys, _ in attending)
         axis = float(np.average([keys_a_row for _, _, keys_a_row in attending], weights=attention_s))
         return {
             "product": Ideal(float(least.sum()), intensity, self._calls["product"]),
-            kind: Ideal(sum(attention_s), axis, self._calls[kind]),
+            kind: Ideal(sum(attention_s), axis, self._calls[kind], operations_s),
             "other": Ideal(float(np.maximum(*self._others.at(load)).sum()), rows, self._calls["other"]),
         }
 
@@ -213,15 +218,13 @@ def _window(site: Site) -> int:
     return site.group.window if site.group else 0
 
 
-def _parts(
-    is_decode: NDArray[np.bool_], num_decodes: int, curves: Mapping[Kind, Curve]
-) -> Iterator[tuple[NDArray[np.bool_] | slice, Curve]]:
-    """The spans that decode, and the prompts, each with its curve; what has no span is left out."""
+def _parts(is_decode: NDArray[np.bool_], num_decodes: int) -> Iterator[tuple[NDArray[np.bool_] | slice, Kind]]:
+    """The spans that decode, and the prompts, each with its kind; what has no span is left out."""
     everything = slice(None)
     if num_decodes:
-        yield (everything if num_decodes == len(is_decode) else is_decode), curves["decode_attention"]
+        yield (everything if num_decodes == len(is_decode) else is_decode), "decode_attention"
     if num_decodes < len(is_decode):
-        yield (~is_decode if num_decodes else everything), curves["prompt_attention"]
+        yield (~is_decode if num_decodes else everything), "prompt_attention"
 
 
 def attention_load(first: Integers, count: Integers, window: int) -> tuple[tuple[float, ...], float]:

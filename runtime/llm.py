@@ -12,9 +12,8 @@ from types import FrameType
 from typing import Any, cast
 
 from ..ops.manifest import fingerprint, manifest, references
-from .build import build
+from .build import build_measured
 from .describe import summary
-from .engine import Engine
 from .errors import RequestError
 from .front import Front
 from .options import Options
@@ -49,7 +48,7 @@ class LLM:
             _LOG.warning("%s", line)
         _LOG.info("%s", summary(self.decided))
         tokenizer = Tokenizer(self.decided.folder)
-        self.engine: Engine = build(self.decided)
+        self.engine, self.holdings = build_measured(self.decided)
         self._front = Front(tokenizer, self.engine.limits, self.decided.backend.clock)
         self._ids = count()
         self._arrived: dict[str, RequestOutput] = {}

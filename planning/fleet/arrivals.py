@@ -1,6 +1,7 @@
 """When requests arrive: each kind is the part of a scenario that describes it, and draws the times.
 
-Times are seconds from the beginning, ascending. Everything is drawn from the generator that is handed in.
+Times are seconds from the beginning, ascending. Everything is drawn from the generator that is handed in. `hurried` is
+the same with so many times as many arrivals a second.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class Poisson(Record):
     def times(self, draw: Generator, count: int) -> Reals:
         return np.cumsum(draw.exponential(1.0 / self.rate_per_s, count))
 
+    def hurried(self, factor: float) -> Poisson:
+        return self.model_copy(update={"rate_per_s": factor * self.rate_per_s})
+
 
 class Bursts(Record):
     """Poisson at two rates, calm and burst in turn, each for an exponential time (a Markov-modulated process)."""
@@ -47,6 +51,10 @@ class Bursts(Record):
             begun_s, found, is_burst = begun_s + lasts_s, found + inside, not is_burst
         return np.concatenate(pieces)[:count]
 
+    def hurried(self, factor: float) -> Bursts:
+        rates = {"calm_per_s": factor * self.calm_per_s, "burst_per_s": factor * self.burst_per_s}
+        return self.model_copy(update=rates)
+
 
 class Waves(Record):
     """Poisson at a rate that swings around its mean, as days do: mean × (1 - swing × cos(2π t / period))."""
@@ -64,6 +72,9 @@ class Waves(Record):
         expected = self.rate_per_s * (grid_s - self.swing / turn * np.sin(turn * grid_s))
         return np.interp(unit, expected, grid_s)
 
+    def hurried(self, factor: float) -> Waves:
+        return self.model_copy(update={"rate_per_s": factor * self.rate_per_s})
+
 
 class Trace(Record):
     """As recorded: times, and the lengths with them. file: CSV beside the scenario, or a path of its own; faster:
@@ -72,6 +83,9 @@ class Trace(Record):
     kind: Literal["trace"]
     file: str
     faster: Positive = 1.0
+
+    def hurried(self, factor: float) -> Trace:
+        return self.model_copy(update={"faster": factor * self.faster})
 
 
 Arrivals = Annotated[Poisson | Bursts | Waves | Trace, Field(discriminator="kind")]

@@ -27,10 +27,16 @@ _ROLES = ("serve", "prefill", "decode")
 _STRETCHES = 60
 
 
-def build(scenario: Scenario, folder: Path) -> Simulation:
-    """Ready to run. ConfigError, OutOfMemory, ModelNotFound, ProfileError: what cannot be, with the fleet's name."""
-    replicas = [[planned(fleet, workers) for workers in fleet.workers] for fleet in scenario.fleets]
-    return assemble(scenario, replicas, _workload(scenario, folder))
+def build(scenario: Scenario, folder: Path, replicas: Sequence[Sequence[Replica]] | None = None) -> Simulation:
+    """Ready to run. replicas: of `plan_replicas`, where they are planned already. Errors: its own, and those of a
+    trace."""
+    return assemble(scenario, replicas or plan_replicas(scenario), _workload(scenario, folder))
+
+
+def plan_replicas(scenario: Scenario) -> list[list[Deployment]]:
+    """Of each fleet, one a kind of its workers. ConfigError, OutOfMemory, ModelNotFound, ProfileError: what cannot be,
+    with the fleet's name."""
+    return [[planned(fleet, workers) for workers in fleet.workers] for fleet in scenario.fleets]
 
 
 def planned(fleet: FleetSpec, workers: Workers) -> Deployment:

@@ -106,7 +106,7 @@ class Fleet:
             del self._moves[move.number]
             self.stages[1].leave(move.number)
             if move.source is not worker:
-                move.source.take_back(move.pages)
+                self._free(now_s, move)
         for number in worker.held:
             self._journal.generated[number] += worker.delivered(number)
         begun = [*worker.held, *(number for number, *_ in worker.incoming)]
@@ -160,13 +160,18 @@ class Fleet:
         if self._moves.get(number) is not move:
             return
         del self._moves[number]
-        if move.source.is_alive:
-            move.source.take_back(move.pages)
+        self._free(now_s, move)
         generated = int(self._journal.generated[number])
         prompt = self._prompts.of(number, generated)
         left = int(self._workload.output_tokens[number]) - generated
         move.target.bring(number, prompt, left, move.num_tokens)
         self.stages[1].wake(move.target, now_s)
+
+    def _free(self, now_s: float, move: Move) -> None:
+        """The source may put something else where the pages lie."""
+        if move.source.is_alive:
+            move.source.take_back(move.pages)
+            self.stages[0].wake(move.source, now_s)
 
     def _came(self, now_s: float, worker: Worker) -> None:
         waiting, self.backlog = self.backlog, []

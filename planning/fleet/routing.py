@@ -1,8 +1,8 @@
 """Which worker gets a request: one small class a policy, found by its name.
 
 A router knows what a balancer in front of real workers can know: what it sent where, and whose first and last tokens
-have come back. How long an answer will be it does not know; it counts with the mean of those that have ended. In a mixed
-fleet loads are divided by the workers' speeds, so that a slower one is full with less.
+have come back. How long an answer will be it does not know; it counts with the mean of those that have ended. In a
+mixed fleet loads are divided by the workers' speeds, so that a slower one is full with less.
 """
 
 from __future__ import annotations

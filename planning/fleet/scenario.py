@@ -130,6 +130,14 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def rerouted(scenario: Scenario, routing: str) -> Scenario:
+    """The same with this policy for every fleet. ConfigError: an unknown one."""
+    policy(routing)
+    return scenario.model_copy(
+        update={"fleets": tuple(fleet.model_copy(update={"routing": routing}) for fleet in scenario.fleets)}
+    )
+
+
 def read_scenario(name: str | None = None, file: Path | None = None) -> tuple[Scenario, Path]:
     """A shipped scenario, or the one in a file; and the folder beside which its trace is looked for. ConfigError."""
     path = file if file is not None else FOLDER / f"{name}.yaml"

@@ -1,7 +1,7 @@
 """A recorded trace: CSV with the columns of the Azure LLM inference trace, `TIMESTAMP,ContextTokens,GeneratedTokens`.
 
-Format: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceTrace: Patel et al., "Splitwise", ISCA 2024). Other
-columns are passed over; order of rows does not matter.
+Format: https://github.com/Azure/AzurePublicDataset (AzureLLMInferenceTrace: Patel et al., "Splitwise", ISCA 2024).
+Other columns are passed over; order of rows does not matter.
 """
 
 from __future__ import annotations

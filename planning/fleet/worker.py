@@ -134,13 +134,17 @@ class Worker:
         self.incoming.append((number, prompt, max_tokens, num_brought))
 
     def begin(self, now_s: float) -> float | None:
-        """Plans a step and runs it: the time at which it will have ended; None if there is nothing to do."""
+        """Plans a step and runs it: the time at which it will have ended; None if there is nothing to do, or nobody can
+        be let in as long as others read what lies in the pages."""
         self.backend.idle_until(now_s)
         if self.incoming:
             self._let_in()
         if not self.engine.has_work:
             return None
-        self.progress = self.engine.step()
+        progress = self.engine.step()
+        if self.backend.clock() <= now_s:
+            return None
+        self.progress = progress
         return self.backend.clock()
 
     def _let_in(self) -> None:

@@ -70,7 +70,8 @@ class Workload:
 
 def draw_workload(traffic: Traffic, count: int, seed: int, shares: Sequence[float], folder: Path) -> Workload:
     """shares: of the fleets. folder: beside which a trace's file is looked for. ConfigError: an unreadable trace."""
-    times, sizes, kinds, beginnings = (np.random.default_rng([seed, stream]) for stream in range(4))
+    # A stream for each column: a longer run begins as a shorter one does.
+    times, taken, given, kinds, begin_alike, beginnings = (np.random.default_rng([seed, each]) for each in range(6))
     one = Constant(kind="constant", tokens=1)
     if isinstance(traffic.arrivals, Trace):
         recorded = read_trace(folder / Path(traffic.arrivals.file).expanduser())
@@ -78,16 +79,16 @@ def draw_workload(traffic: Traffic, count: int, seed: int, shares: Sequence[floa
         inputs, outputs = np.resize(recorded.input_tokens, count), np.resize(recorded.output_tokens, count)
     else:
         arrival_s = traffic.arrivals.times(times, count)
-        inputs = outputs = one.draw(sizes, count)
+        inputs = outputs = one.draw(taken, count)
     if traffic.input_tokens is not None:
-        inputs = traffic.input_tokens.draw(sizes, count)
+        inputs = traffic.input_tokens.draw(taken, count)
     if traffic.output_tokens is not None:
-        outputs = traffic.output_tokens.draw(sizes, count)
+        outputs = traffic.output_tokens.draw(given, count)
     fleet = kinds.choice(len(shares), count, p=np.array(shares) / sum(shares)).astype(np.int64)
     prefix, prefix_tokens = np.full(count, -1, dtype=np.int64), 0
     if traffic.prefixes is not None:
         prefix_tokens = traffic.prefixes.tokens
-        shared = beginnings.random(count) < traffic.prefixes.share
+        shared = begin_alike.random(count) < traffic.prefixes.share
         prefix = np.where(shared, beginnings.integers(0, traffic.prefixes.groups, count), -1)
     return Workload(arrival_s, inputs, outputs, fleet, prefix, prefix_tokens)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.answer import Answer, answer, missing_bytes
+from ambidex.planning.calibration import read
 from ambidex.planning.efficiency import KINDS, efficiency
 from ambidex.planning.goals import best
 from ambidex.planning.plan import deployed, plan, plan_row
@@ -166,7 +167,7 @@ def test_the_best_for_each_goal_is_the_best_of_all_rows() -> None:
     assert best(rows, []) == {}
 
 
-def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) -> None:
     flat = {"axis": [1.0], "shares": [0.5]}
     overlay = {
         "profile": "cpu-avx512", "device": "a host", "date": "2026-01-02", "usable_gib": 60.0,
@@ -176,10 +177,11 @@ def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path, mo
     }  # fmt: skip
     path = tmp_path / "overlay.yaml"
     path.write_text(json.dumps(overlay), encoding="utf-8")
-    monkeypatch.setenv("AMBIDEX_CALIBRATION", str(path))
-    row = plan_row(SUBJECT, load("cpu-avx512"), "bf16", Question(concurrency=4))
+    found = read(path)
+    row = plan_row(SUBJECT, load("cpu-avx512"), "bf16", Question(concurrency=4), found)
     assert (row["fits"], row["efficiency_source"]) == (True, "calibrated (a host, 2026-01-02)")
     assert [degree["tensor_parallel"] for degree in row["degrees"]] == [1]
     assert row["batches"][0]["tpot_ms"] > 2 * 8.03e9 / 25e9 * 1e3 - 50
-    assert not plan_row(SUBJECT, load("cpu-avx2"), "bf16", Question())["fits"]
-    assert plan_row(SUBJECT, load("cpu-avx512"), "fp8", Question())["reason"].startswith("cpu-avx512 multiplies no fp8")
+    rows = plan(SUBJECT, [load("cpu-avx512"), load("cpu-avx2")], ["bf16", "fp8"], Question(), {"cpu-avx512": found})
+    assert [row["fits"] for row in rows] == [True, False, False, False]
+    assert rows[1]["reason"].startswith("cpu-avx512 multiplies no fp8")

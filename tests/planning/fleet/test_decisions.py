@@ -1,0 +1,90 @@
+"""A simulated engine and the real one, given the same arrivals by step number, plan the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ambidex import LLM, SamplingParams
+from ambidex.planning.fleet.worker import Worker
+from ambidex.runtime.engine import Engine
+from ambidex.runtime.messages import Submission
+from ambidex.runtime.step import Step
+
+_STEPS = 120
+Arrivals = list[tuple[int, np.ndarray, int]]  # by step: prompt, tokens to generate
+
+
+def arrivals(seed: int) -> Arrivals:
+    """Half of the prompts begin alike; lengths from one token to several chunks."""
+    draw = np.random.default_rng(seed)
+    shared = draw.integers(100, 200, 40)
+    found: Arrivals = []
+    for _ in range(24):
+        own = draw.integers(100, 200, draw.integers(1, 80))
+        prompt = np.concatenate([shared, own]) if draw.random() < 0.5 else own
+        found.append((int(draw.integers(0, 40)), prompt.astype(np.int64), int(draw.integers(1, 40))))
+    return sorted(found, key=lambda each: each[0])
+
+
+def record(engine: Engine) -> list[Any]:
+    """What the engine launches from now on, as plain values."""
+    launched: list[Any] = []
+    launch = engine.worker.launch
+
+    def noted(step: Step) -> Any:
+        launched.append(plain(step))
+        return launch(step)
+
+    engine.worker.launch = noted  # type: ignore[method-assign]
+    return launched
+
+
+def plain(step: Step) -> Any:
+    added = [(each.slot, len(each.tokens), each.prompt_length) for each in step.added]
+    (pages, copies) = ([rows.tolist() for rows in table.values()] for table in (step.pages, step.copies))
+    return added, step.freed.tolist(), pages, copies, step.spans.tolist(), step.logits.tolist()
+
+
+def drive(engine: Engine, due: Arrivals, step: Callable[[], object]) -> list[Any]:
+    launched = record(engine)
+    for at in range(_STEPS):
+        for number, (when, prompt, max_tokens) in enumerate(due):
+            if when == at:
+                params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+                engine.submit(Submission(number=number, prompt_ids=prompt, params=params))
+        step()
+    return launched
+
+
+@pytest.mark.parametrize("seed", [1, 6, 7])
+@pytest.mark.parametrize("kv_cache_tokens", [256, 2048])
+def test_the_simulated_engine_decides_as_the_real_one(kit: Any, seed: int, kv_cache_tokens: int) -> None:
+    llm = LLM(
+        max_model_len=192, max_num_seqs=4, max_num_batched_tokens=48, kv_cache_tokens=kv_cache_tokens, overlap=False,
+        progress=False,
+    )  # fmt: skip
+    real = llm.engine
+    (page_size,) = real.scheduler.page_sizes.values()
+    (pool,) = real.scheduler.pools.values()
+    replica = kit.Round(
+        kv_cache_tokens=pool.num_pages * page_size, page_size=page_size, max_model_len=192, max_num_seqs=4,
+        token_budget=48,
+    )  # fmt: skip
+    worker = Worker(replica, 0, 0.0, prefix_caching=True)
+    due = arrivals(seed)
+    simulated = drive(worker.engine, due, lambda: worker.begin(worker.backend.clock()))
+    assert simulated == drive(real, due, real.step)
+    assert len(simulated) > 60
+    if kv_cache_tokens == 256:
+        assert real.scheduler.num_preemptions == worker.scheduler.num_preemptions > 0
+
+
+def test_a_difference_is_seen(kit: Any) -> None:
+    due = arrivals(1)
+    replicas = [kit.Round(max_num_seqs=4, max_model_len=192, token_budget=budget) for budget in (48, 47)]
+    workers = [Worker(replica, 0, 0.0, prefix_caching=True) for replica in replicas]
+    steps = [drive(each.engine, due, lambda each=each: each.begin(each.backend.clock())) for each in workers]
+    assert steps[0] != steps[1]

@@ -1,0 +1,181 @@
+"""Fleets: every request ends once, time goes on, the same seed gives the same bits, deaths and moves lose nothing."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from ambidex.planning.fleet.journal import DONE, LOST, REFUSED, Journal
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+_POLICIES = ("round_robin", "least_requests", "least_pending_tokens", "prefix_aware")
+_DEATHS = st.lists(
+    st.builds(
+        lambda time_s, stage, place: {"time_s": time_s, "stage": stage, "place": place},
+        st.floats(0, 4), st.integers(0, 1), st.integers(0, 1),
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+def fleet(kit: Any, is_split: bool, routing: str) -> dict[str, Any]:
+    return {**(kit.SPLIT if is_split else kit.scenario().fleets[0].model_dump()), "routing": routing}
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1000), is_split=st.booleans(), routing=st.sampled_from(_POLICIES), deaths=_DEATHS,
+    replaced=st.booleans(), rate=st.sampled_from([5, 40, 400]), kv_cache_tokens=st.sampled_from([512, 4096]),
+)  # fmt: skip
+def test_every_request_ends_once_and_tokens_add_up(
+    kit: Any, seed: int, is_split: bool, routing: str, deaths: list[Any], replaced: bool, rate: float,
+    kv_cache_tokens: int,
+) -> None:  # fmt: skip
+    deaths = [{**each, "stage": each["stage"] if is_split else 0} for each in deaths]
+    chosen = kit.scenario(
+        seed=seed, fleets=[fleet(kit, is_split, routing)], failures={"at": deaths, "replaced": replaced},
+        traffic={**kit.scenario().traffic.model_dump(), "arrivals": {"kind": "poisson", "rate_per_s": rate}},
+    )  # fmt: skip
+    outcome, report = kit.run(chosen, kit.Round(kv_cache_tokens=kv_cache_tokens))
+    journal, workload = outcome.journal, outcome.workload
+    counts = report["requests"]
+    assert counts["done"] + counts["refused"] + counts["lost"] == counts["total"] == 40
+    assert counts["refused"] == 0
+    if replaced or not deaths:
+        assert counts["lost"] == 0
+    done = journal.state == DONE
+    assert (journal.generated[done] == workload.output_tokens[done]).all()
+    assert (workload.arrival_s <= journal.started_s)[done].all()
+    assert (journal.started_s <= journal.first_s)[done].all()
+    assert (journal.first_s <= journal.ended_s)[done].all()
+    assert [stage.num_requests for each in outcome.fleets for stage in each.stages] == [0] * (1 + is_split)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_nothing_is_held_when_all_have_ended(kit: Any, is_split: bool) -> None:
+    simulation = kit.simulation(kit.scenario(fleets=[fleet(kit, is_split, "least_requests")]))
+    workers = [worker for each in simulation.fleets for stage in each.stages for worker in stage.workers]
+    loads = [stage.loads for each in simulation.fleets for stage in each.stages]
+    simulation.run()
+    for worker in workers:
+        (pool,) = worker.scheduler.pools.values()
+        assert pool.num_free == pool.num_pages
+        assert not worker.held
+        assert not worker.incoming
+        assert not len(worker.scheduler)
+    assert all(np.allclose(each.requests, 0) and np.allclose(each.tokens, 0) for each in loads)
+
+
+def test_the_clock_never_goes_back(kit: Any) -> None:
+    simulation = kit.simulation(kit.scenario(fleets=[kit.SPLIT], failures={"at": [{"time_s": 0.5}]}))
+    moments: list[float] = []
+    note = simulation.agenda.at
+    simulation.agenda.at = lambda time_s, action: note(time_s, lambda now_s: (moments.append(now_s), action(now_s)))
+    simulation.run()
+    assert len(moments) > 500
+    assert all(before <= after for before, after in pairwise(moments))
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_the_same_seed_gives_the_same_report_and_another_does_not(kit: Any, is_split: bool) -> None:
+    def report(seed: int) -> str:
+        chosen = kit.scenario(
+            seed=seed, fleets=[fleet(kit, is_split, "prefix_aware")], failures={"days": 0.002, "devices": 2},
+            traffic={**kit.scenario().traffic.model_dump(), "prefixes": {"groups": 3, "tokens": 40, "share": 0.7}},
+        )  # fmt: skip
+        return json.dumps(kit.run(chosen)[1])
+
+    assert report(1) == report(1)
+    assert report(1) != report(2)
+
+
+def test_what_a_dead_worker_had_begun_is_begun_again_behind_what_came(kit: Any) -> None:
+    calm = kit.run(kit.scenario())[0].journal
+    outcome, report = kit.run(kit.scenario(failures={"at": [{"time_s": 1.0}]}))
+    journal = outcome.journal
+    assert report["failures"] == 1
+    again = journal.attempts > 1
+    assert again.sum() == report["recomputed"] > 0
+    begun_before = again & (journal.first_s < 1.0)
+    assert begun_before.any(), "somebody had shown tokens when the worker died"
+    assert np.array_equal(journal.first_s[begun_before], calm.first_s[begun_before]), "and keeps them"
+    assert (journal.ended_s[begun_before] > calm.ended_s[begun_before]).all()
+
+
+def test_without_a_worker_and_none_to_come_requests_are_lost_and_counted(kit: Any) -> None:
+    deaths = [{"time_s": 0.5, "place": 0}, {"time_s": 0.5, "place": 1}]
+    outcome, report = kit.run(kit.scenario(failures={"at": deaths, "replaced": False}))
+    lost = outcome.journal.state == LOST
+    assert report["requests"]["lost"] == lost.sum() > 20
+    assert np.isnan(outcome.journal.ended_s[lost]).all()
+    assert report["goodput"]["share"] < 0.5
+
+
+def test_a_request_that_no_replica_holds_is_refused_with_the_reason(kit: Any) -> None:
+    outcome, report = kit.run(kit.scenario(), kit.Round(max_model_len=100))
+    too_long = outcome.workload.input_tokens >= 100
+    assert np.array_equal(outcome.journal.state == REFUSED, too_long)
+    assert "the context holds 100" in report["requests"]["refusal"]
+    whole = np.minimum(outcome.workload.output_tokens, 100 - outcome.workload.input_tokens)
+    assert np.array_equal(outcome.journal.generated[~too_long], whole[~too_long])
+
+
+def test_a_split_fleet_moves_whole_pages_once_and_computes_the_rest(kit: Any) -> None:
+    outcome, report = kit.run(kit.scenario(fleets=[kit.SPLIT]))
+    workload = outcome.workload
+    goes_on = workload.output_tokens > 1
+    whole = workload.input_tokens // 16 * 16
+    moved = int(whole[goes_on].sum())
+    (found,) = report["fleets"]
+    assert (found["moved_tokens"], found["moved_bytes"]) == (moved, 1000 * moved)
+    prefill, decode = found["workers"]
+    assert prefill["computed_prompt_tokens"] == workload.input_tokens.sum()
+    # Behind the last full page: the rest of the prompt, and the first token, which the other side sampled.
+    assert decode["computed_prompt_tokens"] == int((workload.input_tokens - whole + 1)[goes_on].sum())
+    assert report["prefix_hit_share"] == 0.0
+
+
+def test_the_link_sends_one_after_another(kit: Any) -> None:
+    """1 MB/s and 1,000 bytes a token: a page takes 16 ms, and whoever comes second waits for the first."""
+    slow = kit.scenario(fleets=[kit.SPLIT])
+    fast = kit.scenario(fleets=[{**kit.SPLIT, "link": {"gb_per_s": 1000.0}}])
+    (outcome, report), (_, quick) = kit.run(slow), kit.run(fast)
+    seconds = report["fleets"][0]["moved_bytes"] / 1e6
+    assert report["tpot_ms"]["mean"] > quick["tpot_ms"]["mean"]
+    assert outcome.lasted_s > seconds / 2, "two links carry all of it"
+    assert report["ttft_ms"]["p50"] == pytest.approx(quick["ttft_ms"]["p50"], rel=0.2), "the first token does not wait"
+
+
+def test_a_mixed_fleet_gives_a_slow_worker_less(kit: Any) -> None:
+    from ambidex.planning.fleet.build import assemble
+    from ambidex.planning.fleet.measures import measures
+
+    two = [{"profile": "x", "workers": 1}, {"profile": "y", "workers": 1}]
+    chosen = kit.scenario(requests=200, fleets=[{"name": "a", "params": "8B", "workers": two}])
+    workload = kit.simulation(chosen).workload
+    replicas = [[kit.Round(), kit.Round(name="slow", step_time=kit.Linear(step_s=0.03, token_s=3e-4))]]
+    report = measures(chosen, assemble(chosen, replicas, workload).run())
+    fast, slow = report["fleets"][0]["workers"]
+    assert fast["computed_prompt_tokens"] > 2 * slow["computed_prompt_tokens"] > 0
+
+
+def test_fleets_of_several_models_get_their_share_of_the_requests(kit: Any) -> None:
+    fleets = [
+        {**fleet(kit, False, "round_robin"), "name": name, "share": share} for name, share in (("s", 3), ("l", 1))
+    ]
+    outcome, report = kit.run(kit.scenario(requests=400, fleets=fleets))
+    small, large = report["fleets"]
+    assert small["requests"] + large["requests"] == 400
+    assert 0.65 < small["requests"] / 400 < 0.85
+    assert outcome.journal.num(DONE) == 400
+
+
+def test_a_request_ends_only_once() -> None:
+    journal = Journal(1)
+    journal.end(0, 1.0, 5)
+    with pytest.raises(AssertionError, match="twice"):
+        journal.lose(0)

@@ -1,0 +1,62 @@
+"""Curves: inside their points, flat beyond them; which source stands behind which share."""
+
+import numpy as np
+import pytest
+from ambidex.hwprofiles.reader import load
+from ambidex.planning.efficiency import DEFAULT, HOST, KINDS, Curve, ceilings, efficiency, shares
+from ambidex.runtime.errors import ConfigError
+from hypothesis import given
+from hypothesis import strategies as st
+
+ABOVE_0 = st.floats(1e-3, 1e6, allow_nan=False)
+CURVES = st.lists(st.tuples(ABOVE_0, st.floats(0.01, 3.0)), min_size=1, max_size=8, unique_by=lambda pair: pair[0]).map(
+    lambda pairs: shares(pairs, "drawn")
+)
+
+
+@given(CURVES, st.floats(0.0, 1e9))
+def test_a_share_lies_between_those_of_the_points_around_it(curve: Curve, value: float) -> None:
+    found = curve.at(value)
+    assert min(curve.shares) - 1e-9 <= found <= max(curve.shares) + 1e-9
+    if value <= curve.axis[0]:
+        assert found == pytest.approx(curve.shares[0])
+    if value >= curve.axis[-1]:
+        assert found == pytest.approx(curve.shares[-1])
+
+
+@given(CURVES, st.lists(ABOVE_0, min_size=1, max_size=5))
+def test_many_places_are_read_as_each_alone(curve: Curve, values: list[float]) -> None:
+    assert curve.at_all(np.array(values)) == pytest.approx([curve.at(value) for value in values])
+
+
+@given(CURVES)
+def test_a_curve_goes_through_its_points(curve: Curve) -> None:
+    assert [curve.at(at) for at in curve.axis] == pytest.approx(list(curve.shares))
+
+
+def test_points_at_one_place_count_with_their_mean() -> None:
+    curve = shares([(8.0, 0.2), (1.0, 0.5), (8.0, 0.4)], "two rounds")
+    assert curve.axis == (1.0, 8.0)
+    assert curve.shares == pytest.approx((0.5, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("axis", "found"), [((), ()), ((1.0, 2.0), (0.5,)), ((2.0, 1.0), (0.5, 0.5)), ((0.0, 1.0), (0.5, 0.5)),
+                        ((1.0,), (0.0,))]
+)  # fmt: skip
+def test_what_is_no_curve_is_refused(axis: tuple[float, ...], found: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="a curve \\(broken\\)"):
+        Curve(axis, found, "broken")
+
+
+def test_a_calibration_comes_first_and_defaults_can_be_asked_for() -> None:
+    profile = load("nvidia-h200-sxm")
+    assert efficiency(profile, calibrated=HOST) is HOST
+    assert efficiency(profile, calibrated=HOST, only_defaults=True) is DEFAULT
+    assert efficiency(load("cpu-avx512"), only_defaults=True) is HOST
+    assert set(DEFAULT.curves) == set(HOST.curves) == set(KINDS)
+
+
+def test_a_class_of_hosts_knows_no_ceilings_until_one_is_calibrated() -> None:
+    with pytest.raises(ConfigError, match="run `ambidex calibrate`"):
+        ceilings(load("cpu-avx512"), "bf16")
