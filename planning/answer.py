@@ -90,7 +90,7 @@ def possible_degrees(subject: Subject, profile: Profile, question: Question) -> 
 
 
 def _joined(profile: Profile) -> int:
-    """Devices that one replica may take: a host is one; where a profile names no peers, the most that are considered."""
+    """Devices that one replica may take: a host is one; without known peers it is the most that are considered."""
     if profile.memory.kind == "dram":
         return 1
     return profile.link.peers + 1 if profile.link and profile.link.peers else DEGREES[-1]

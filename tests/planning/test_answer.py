@@ -172,7 +172,7 @@ def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) ->
     overlay = {
         "profile": "cpu-avx512", "device": "a host", "date": "2026-01-02", "usable_gib": 60.0,
         "bandwidth_gb_per_s": 50.0, "matrix_tflops": {"bf16": 1.0}, "launch_us": dict.fromkeys(KINDS, 1.0),
-        "step_us": 0.0, "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 0.0,
+        "step_us": 0.0, "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 0.0, "beside_reading": 0.5,
         "curves": dict.fromkeys(KINDS, flat),
     }  # fmt: skip
     path = tmp_path / "overlay.yaml"
@@ -182,6 +182,7 @@ def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) ->
     assert (row["fits"], row["efficiency_source"]) == (True, "calibrated (a host, 2026-01-02)")
     assert [degree["tensor_parallel"] for degree in row["degrees"]] == [1]
     assert row["batches"][0]["tpot_ms"] > 2 * 8.03e9 / 25e9 * 1e3 - 50
-    rows = plan(SUBJECT, [load("cpu-avx512"), load("cpu-avx2")], ["bf16", "fp8"], Question(), {"cpu-avx512": found})
+    rows = plan(SUBJECT, [load("cpu-avx512"), load("cpu-avx2")], ["bf16", "fp8"], Question(concurrency=4),
+                {"cpu-avx512": found})  # fmt: skip
     assert [row["fits"] for row in rows] == [True, False, False, False]
     assert rows[1]["reason"].startswith("cpu-avx512 multiplies no fp8")
