@@ -66,6 +66,8 @@ def _answered(
     stored = precision(format_name, numbers, question.kv_format)
     if isinstance(stored, str):
         return stored
+    if numbers.memory.kind == "sram" and question.tensor_parallel is not None:
+        return f"{profile.name} holds a model by a chain of devices: a degree of tensor parallelism says nothing of it"
     if numbers.memory.kind == "sram":
         return chain(subject, numbers, stored, question)
     return answer(subject, numbers, stored, question, calibration.efficiency() if calibration else None)
