@@ -240,6 +240,9 @@ class _Small:
             kv_cache_tokens=_HOST_BATCH * 256, max_num_batched_tokens=64, prefix_caching=False, progress=False,
         ))  # fmt: skip
         self._steady = Steady(built_at_random(self._decided))
+        ledger = self._decided.ledger
+        no_graphs = replace(self._decided, ledger=replace(ledger, needs=replace(ledger.needs, has_graphs=False)))
+        self._called = Steady(built_at_random(no_graphs))
         self._calls = Calls(self._decided, self._steady.worker)
 
     def launch_us(self, kind: Kind) -> float:
@@ -254,7 +257,7 @@ class _Small:
         one, many = (1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(batch, 1)
                      for batch in (1, _HOST_BATCH))  # fmt: skip
         per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
-        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(1, 2)
+        prompt = 1e6 * median(self._called.prompt(2).seconds) - self._waited_us(1, 2)
         num_calls = sum(site.num_layers for site in self._calls.sites)
         return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
 

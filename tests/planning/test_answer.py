@@ -173,6 +173,7 @@ def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) ->
         "profile": "cpu-avx512", "device": "a host", "date": "2026-01-02", "usable_gib": 60.0,
         "bandwidth_gb_per_s": 50.0, "matrix_tflops": {"bf16": 1.0}, "launch_us": dict.fromkeys(KINDS, 1.0),
         "step_us": 0.0, "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 0.0, "beside_reading": 0.5,
+        "read_share": 0.5,
         "curves": dict.fromkeys(KINDS, flat),
     }  # fmt: skip
     path = tmp_path / "overlay.yaml"
