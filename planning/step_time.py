@@ -10,7 +10,6 @@ prompts, which attention treats apart.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from ..hwprofiles.schema import Profile
 from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
-from ..runtime.execute.prompts import MAX_TOKENS, prompt_ladder
 from .efficiency import KINDS, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
@@ -31,8 +29,6 @@ Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
 _KEPT_SIZES = 1 << 14
-_SIZES = prompt_ladder(MAX_TOKENS)
-"""Tokens of the graphs that steps with prompts are padded to."""
 LIMITS = ("bandwidth", "compute", "launch", "link", "host")
 
 
@@ -166,9 +162,6 @@ class StepTime:
         curves, spans, rows = self._efficiency.curves, len(count), int(count.sum())
         is_decode = count == 1
         num_decodes = int(np.count_nonzero(is_decode))
-        is_replayed = self._is_host_hidden and rows <= MAX_TOKENS
-        if num_decodes < spans and is_replayed:
-            rows = _SIZES[bisect_left(_SIZES, rows)]
         bandwidth, compute, link = self._beside_attention(rows, spans, num_logits)
         for window, sites in self._attention.items():
             for chosen, kind in _parts(is_decode, num_decodes):
@@ -184,8 +177,7 @@ class StepTime:
         launch += self._launch_s["decode_attention"] * (num_decodes > 0)
         launch += self._launch_s["prompt_attention"] * (num_decodes < spans)
         host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
-        if num_decodes < spans and not is_replayed:
-            host += self._eager_s
+        host += self._eager_s * (num_decodes < spans)
         return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
 
     def ideals(self, first: Integers, count: Integers, num_logits: int) -> dict[Kind, Ideal]:

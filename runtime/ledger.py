@@ -46,7 +46,7 @@ Limit = Literal["memory", "requests", "asked"]
 class Needs:
     """What an engine's memory follows from. max_model_len: the longest request that is wanted; `is_length_asked`:
     it was asked for, so a shorter one will not do. has_columns: the scheduler's columns lie in the same memory.
-    is_pool_shared: graphs use one memory in turn."""
+    is_pool_shared: graphs use one memory in turn. has_prompt_graphs: steps with prompts have some, too."""
 
     weight_bytes: int
     weights: str
@@ -61,6 +61,7 @@ class Needs:
     has_graphs: bool
     has_columns: bool
     is_pool_shared: bool = False
+    has_prompt_graphs: bool = False
 
     @property
     def page_unit(self) -> int:
@@ -78,7 +79,7 @@ class Needs:
     @property
     def prompt_sizes(self) -> tuple[int, ...]:
         """Tokens of the graphs for steps that read prompts, where calling the kernels would hold up the device."""
-        has_them = self.has_graphs and self.is_pool_shared
+        has_them = self.has_graphs and self.is_pool_shared and self.has_prompt_graphs
         return prompt_ladder(min(self.max_num_batched_tokens, MAX_TOKENS)) if has_them else ()
 
     @property

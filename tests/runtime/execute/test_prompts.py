@@ -90,6 +90,18 @@ def test_steps_by_graphs_are_the_steps_that_are_called(make_engine: Callable[...
     assert len(prompts.replays) == 4
 
 
+def test_an_engine_has_them_where_they_are_asked_for_and_the_device_works_by_itself(
+    make_engine: Callable[..., Engine],
+) -> None:
+    asked = make_engine(Rerunning(), prompt_graphs=True, max_num_batched_tokens=32)
+    unasked, host = make_engine(Rerunning()), make_engine(prompt_graphs=True)
+    found = [worker_of(engine).graphs for engine in (asked, unasked, host)]
+    assert [bool(graphs and graphs.prompts) for graphs in found] == [True, False, False]
+    assert found[0] is not None
+    assert found[0].prompts is not None
+    assert len(found[0].prompts.replays) == 2, "16 and 32 tokens, captured before the first request"
+
+
 def test_a_capture_and_the_padding_store_nothing(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(graphs=False)
     worker, prompts = worker_of(engine), with_prompts(engine, (16, 32))
