@@ -4,8 +4,8 @@ ceilings   R, bytes read a second, and C, the rate of products, read again befor
            ceilings of its own moment, since a shared machine changes its speed in the course of a run.
 shares     the bound kernels on the sites of a few layers of a model (`noted.py`): a kind's ideal seconds over what its
            calls took. Of a case that was measured more than once, as by two shapes, the mean counts.
-costs      of a call and of a step, on a model so small that nothing else takes time: calls of a kind in a row, then
-           whole steps of the engine.
+costs      of a call and of a step, on a model so small that nothing else takes time (`call_costs.py`): calls of a kind
+           in a row, then whole steps of the engine.
 
 No prompt is longer than the ladder, and no batch larger: beyond its ends a curve stays what it is there.
 """
@@ -13,11 +13,9 @@ No prompt is longer than the ladder, and no batch larger: beyond its ends a curv
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod, sqrt
-from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
@@ -30,12 +28,13 @@ from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
 from ..planning.precision import Precision
 from ..planning.step_time import Ideal, StepTime
 from ..runtime.options import Options
-from ..runtime.start import Decisions, decide, place
-from ..runtime.step import Integers, Step
+from ..runtime.start import place
+from ..runtime.step import Integers
+from .call_costs import SmallModel, decided_shape
 from .ceilings import Ceilings, Gauge
 from .noted import Calls, Noted
-from .shapes import SHAPES, Shape, write_config
-from .steady import SPARE_TOKENS, Steady, built_at_random
+from .shapes import SHAPES, Shape
+from .steady import Steady, built_at_random
 from .stopwatch import Stopwatch
 
 _UNIT = replace(
@@ -45,9 +44,7 @@ _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
 _LEAST_LEFT = 0.1
 """Of a product's time, what its multiplying is taken to be at least: as one side of two, 0.5 % of it."""
-_SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
 _HOT_CALLS = 16
-_HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def _narrow(name: str) -> Shape:
 def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = lambda: None) -> Calibration:
     """The overlay of the present device. Errors: those of `runtime.start.decide`."""
     dtype = _dtype(device)
-    small = _Small(device, dtype)
+    small = SmallModel(device, dtype)
     launch_us = {kind: small.launch_us(kind) for kind in KINDS}
     found = _Found()
     for shape in sizes.shapes:
@@ -119,12 +116,6 @@ def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = 
 def _dtype(device: str | None) -> str:
     _, _, profile = place(device)
     return "bfloat16" if "bfloat16" in profile.dtypes else "float16"
-
-
-def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(shape, Path(folder))
-        return decide(options(folder))
 
 
 @dataclass(frozen=True)
@@ -187,7 +178,7 @@ class _Bench:
 
     def __init__(self, sizes: Sizes, shape: Shape, device: str | None, dtype: str) -> None:
         self._sizes, self._shape = sizes, shape
-        self.decided = _decided(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
+        self.decided = decided_shape(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
@@ -231,6 +222,7 @@ class _Bench:
         return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
 
 
+<<<<<<< HEAD
 class _Small:
     """A model whose work takes no time: what is left is the cost of calls and steps."""
 
@@ -288,6 +280,9 @@ class _Small:
 
 
 def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
+=======
+def _calibration(bench: _Bench, found: _Found, small: SmallModel, launch_us: dict[Kind, float]) -> Calibration:
+>>>>>>> wt-cal
     decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
     host_us, per_request_us, eager_us = small.host_us()
     tflops: dict[RateName, float] = {

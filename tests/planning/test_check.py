@@ -87,6 +87,26 @@ def test_a_host_without_a_calibration_is_refused_before_it_loads(
         check(None, shape="tiny", device="cpu")
 
 
+def test_the_command_runs_the_check_and_its_options_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "overlay.yaml"
+    overlay().write(path)
+    asked: list[Plan] = []
+
+    def kept(plan: Plan, *_: object) -> dict[str, Any]:
+        asked.append(plan)
+        return {"rows": []}
+
+    monkeypatch.setattr(bench_check, "measure", kept)
+    assert run(["plan", "--check", "--shape", "tiny", "--device", "cpu", "--calibration", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "tiny", "rows": []}
+    assert asked == [Plan(shape=SHAPES["tiny"], device="cpu")]
+    assert run(["plan", "--shape", "tiny"]) == 2
+    assert run(["plan", "--check", "--shape", "9b"]) == 2
+    assert "--check" in capsys.readouterr().err
+
+
 def test_generate_says_what_was_predicted_of_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
