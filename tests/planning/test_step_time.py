@@ -83,10 +83,12 @@ def test_more_is_never_faster(given_spans: Spans, tokens: int, context: int) -> 
         here = seconds(deployment, prompts)
         (first, count), rest = prompts[0], prompts[1:]
         assert seconds(deployment, [*prompts, (0, 2)]) >= here * (1 - 1e-9)
+        assert seconds(deployment, [(first, count + tokens)]) >= seconds(deployment, prompts[:1]) * (1 - 1e-9)
+        # Beside others a prompt also moves the mean of the keys at which the share of all of them is read.
         assert seconds(deployment, [(first, count + tokens), *rest]) >= here * (1 - 0.02)
         decoding = [(each, 1) for each, _ in given_spans]
         longer = [(each + context, 1) for each, _ in given_spans]
-        assert seconds(deployment, longer) >= seconds(deployment, decoding) * (1 - 0.02)
+        assert seconds(deployment, longer) >= seconds(deployment, decoding) * (1 - 1e-9)
 
 
 @settings(deadline=None)
