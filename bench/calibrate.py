@@ -222,67 +222,7 @@ class _Bench:
         return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
 
 
-<<<<<<< HEAD
-class _Small:
-    """A model whose work takes no time: what is left is the cost of calls and steps."""
-
-    def __init__(self, device: str | None, dtype: str) -> None:
-        self._decided = _decided(_SMALL, lambda folder: Options(
-            model=folder, device=device, dtype=dtype, max_model_len=64 + SPARE_TOKENS, max_num_seqs=_HOST_BATCH,
-            kv_cache_tokens=_HOST_BATCH * 256, max_num_batched_tokens=64, prefix_caching=False, progress=False,
-        ))  # fmt: skip
-        self._steady = Steady(built_at_random(self._decided))
-        ledger = self._decided.ledger
-        no_graphs = replace(self._decided, ledger=replace(ledger, needs=replace(ledger.needs, has_graphs=False)))
-        self._called = Steady(built_at_random(no_graphs))
-        self._calls = Calls(self._decided, self._steady.worker)
-
-    def launch_us(self, kind: Kind) -> float:
-        """Of one call of the kind, one request at one or two tokens."""
-        count = np.array([2 if kind == "prompt_attention" else 1])
-        calls = self._calls.noted(np.zeros(1, dtype=np.int64), count)[kind]
-        return 1e6 * self._calls.seconds(calls, 0.05) / len(calls)
-
-    def host_us(self) -> tuple[float, float, float]:
-        """Of a step, of each request in it, and of each site where no graph replays: whole steps of the engine, less
-        what its calls take where the host waits for them."""
-        one, many = (1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(batch, 1)
-                     for batch in (1, _HOST_BATCH))  # fmt: skip
-        per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
-        prompt = 1e6 * median(self._called.prompt(2).seconds) - self._waited_us(1, 2)
-        num_calls = sum(site.num_layers for site in self._calls.sites)
-        return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
-
-    def step_us(self) -> float:
-        """Of the device in a step beside the calls of its sites; where the host waits for them it is the host's."""
-        backend, graphs = self._decided.backend, self._steady.worker.graphs
-        if not backend.is_asynchronous or graphs is None:
-            return 0.0
-        calls_us = self._calls_us(1, 1)
-        step = Step(spans=np.array([[0, 15, 1]]), logits=np.zeros((1, 2), dtype=np.int64))
-        self._steady.worker.slots.lengths.zero_()
-
-        def replayed() -> None:
-            graphs.run(step.spans[:, 0], step.spans[:, 1])
-            graphs.sampled(step)
-
-        replayed()
-        taken = [backend.elapsed_s(replayed, self._decided.device) for _ in range(_REPLAYS)]
-        return max(1e6 * median(taken) - calls_us, 0.0)
-
-    def _waited_us(self, batch: int, count: int) -> float:
-        return 0.0 if self._decided.backend.is_asynchronous else self._calls_us(batch, count)
-
-    def _calls_us(self, batch: int, count: int) -> float:
-        noted = self._calls.noted(np.full(batch, 16 - count), np.full(batch, count))
-        passes = {kind: len(calls) / _SMALL.num_layers if "attention" in kind else 1 for kind, calls in noted.items()}
-        return sum(1e6 * self._calls.seconds(calls, 0.05) / passes[kind] for kind, calls in noted.items())
-
-
-def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
-=======
 def _calibration(bench: _Bench, found: _Found, small: SmallModel, launch_us: dict[Kind, float]) -> Calibration:
->>>>>>> wt-cal
     decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
     host_us, per_request_us, eager_us = small.host_us()
     tflops: dict[RateName, float] = {

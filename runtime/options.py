@@ -53,9 +53,9 @@ class Options:
     before it is committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where
     the backend records them. prompt_graphs: steps that read up to 1,024 tokens are replayed, too, on devices that work
     by themselves; not unasked, as long as no device has shown what that gains. quantization: the format in which the
-    layers' products are kept, quantized at load; None: as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the whole process:
-    all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not. kernels: explicit
-    choices, site or op name -> kernel name.
+    layers' products are kept, quantized at load; None: as the checkpoint has them. jit: `forbid` refuses to compile a
+    kernel, from the start on and for the whole process: all are in the cache that `ambidex build-kernels` fills, or an
+    error names the one that is not. kernels: explicit choices, site or op name -> kernel name.
     """
 
     model: str | None = None

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ambidex.backends.cpu import CpuBackend
 from ambidex.runtime.batch import Batch
+from ambidex.runtime.build import build
 from ambidex.runtime.engine import Engine
 from ambidex.runtime.execute.graphs import Graphs
 from ambidex.runtime.execute.prompts import PromptGraphs, prompt_ladder
 from ambidex.runtime.execute.worker import Worker
 from ambidex.runtime.messages import Submission
+from ambidex.runtime.options import Options
 from ambidex.runtime.request import SamplingParams
+from ambidex.runtime.start import decide
 from ambidex.runtime.step import Step
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,16 +95,20 @@ def test_steps_by_graphs_are_the_steps_that_are_called(make_engine: Callable[...
     assert len(prompts.replays) == 4
 
 
+@pytest.mark.parametrize(("asked", "works_by_itself"), [(True, True), (False, True), (True, False)])
 def test_an_engine_has_them_where_they_are_asked_for_and_the_device_works_by_itself(
-    make_engine: Callable[..., Engine],
+    two_groups: Path, asked: bool, works_by_itself: bool
 ) -> None:
-    asked = make_engine(Rerunning(), prompt_graphs=True, max_num_batched_tokens=32)
-    unasked, host = make_engine(Rerunning()), make_engine(prompt_graphs=True)
-    found = [worker_of(engine).graphs for engine in (asked, unasked, host)]
-    assert [bool(graphs and graphs.prompts) for graphs in found] == [True, False, False]
-    assert found[0] is not None
-    assert found[0].prompts is not None
-    assert len(found[0].prompts.replays) == 2, "16 and 32 tokens, captured before the first request"
+    decided = decide(Options(model=str(two_groups), device="cpu", prompt_graphs=asked, max_num_batched_tokens=32,
+                             max_model_len=60, max_num_seqs=5, progress=False))  # fmt: skip
+    needs = replace(decided.ledger.needs, is_pool_shared=works_by_itself)
+    backend = Rerunning() if works_by_itself else CpuBackend()
+    engine = build(replace(decided, backend=backend, ledger=replace(decided.ledger, needs=needs)))
+    graphs = worker_of(engine).graphs
+    assert graphs is not None
+    assert bool(graphs.prompts) == (asked and works_by_itself)
+    if graphs.prompts:
+        assert len(graphs.prompts.replays) == 2, "16 and 32 tokens, captured before the first request"
 
 
 def test_a_capture_and_the_padding_store_nothing(make_engine: Callable[..., Engine]) -> None:
