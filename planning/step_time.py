@@ -159,10 +159,10 @@ class StepTime:
         return bandwidth, compute, self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
 
     def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
-        curves, spans = self._efficiency.curves, len(count)
-        bandwidth, compute, link = self._beside_attention(int(count.sum()), spans, num_logits)
+        curves, spans, rows = self._efficiency.curves, len(count), int(count.sum())
         is_decode = count == 1
         num_decodes = int(np.count_nonzero(is_decode))
+        bandwidth, compute, link = self._beside_attention(rows, spans, num_logits)
         for window, sites in self._attention.items():
             for chosen, kind in _parts(is_decode, num_decodes):
                 load, keys_a_row = attention_load(first[chosen], count[chosen], window)

@@ -14,10 +14,11 @@ _DOUBLINGS, _HALVINGS = 12, 6
 
 
 def hurried(scenario: Scenario, factor: float) -> Scenario:
-    """The same with so many times as many arrivals a second."""
+    """The same with so many times as many arrivals a second, for as long; a trace has no more than it has."""
     traffic = scenario.traffic
     faster = traffic.model_copy(update={"arrivals": traffic.arrivals.hurried(factor)})
-    return scenario.model_copy(update={"traffic": faster})
+    count = None if scenario.requests is None else max(round(factor * scenario.requests), 1)
+    return scenario.model_copy(update={"traffic": faster, "requests": count})
 
 
 def capacity(

@@ -59,6 +59,10 @@ def drive(engine: Engine, due: Arrivals, step: Callable[[], object]) -> list[Any
     return launched
 
 
+def simulated(worker: Worker, due: Arrivals) -> list[Any]:
+    return drive(worker.engine, due, lambda: worker.begin(worker.backend.clock()))
+
+
 @pytest.mark.parametrize("seed", [1, 6, 7])
 @pytest.mark.parametrize("kv_cache_tokens", [256, 2048])
 def test_the_simulated_engine_decides_as_the_real_one(kit: Any, seed: int, kv_cache_tokens: int) -> None:
@@ -75,9 +79,9 @@ def test_the_simulated_engine_decides_as_the_real_one(kit: Any, seed: int, kv_ca
     )  # fmt: skip
     worker = Worker(replica, 0, 0.0, prefix_caching=True)
     due = arrivals(seed)
-    simulated = drive(worker.engine, due, lambda: worker.begin(worker.backend.clock()))
-    assert simulated == drive(real, due, real.step)
-    assert len(simulated) > 60
+    steps = simulated(worker, due)
+    assert steps == drive(real, due, real.step)
+    assert len(steps) > 60
     if kv_cache_tokens == 256:
         assert real.scheduler.num_preemptions == worker.scheduler.num_preemptions > 0
 
@@ -85,6 +89,5 @@ def test_the_simulated_engine_decides_as_the_real_one(kit: Any, seed: int, kv_ca
 def test_a_difference_is_seen(kit: Any) -> None:
     due = arrivals(1)
     replicas = [kit.Round(max_num_seqs=4, max_model_len=192, token_budget=budget) for budget in (48, 47)]
-    workers = [Worker(replica, 0, 0.0, prefix_caching=True) for replica in replicas]
-    steps = [drive(each.engine, due, lambda each=each: each.begin(each.backend.clock())) for each in workers]
+    steps = [simulated(Worker(replica, 0, 0.0, prefix_caching=True), due) for replica in replicas]
     assert steps[0] != steps[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ambidex.planning.fleet.agenda import Action
 from ambidex.planning.fleet.journal import DONE, LOST, REFUSED, Journal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,7 +75,15 @@ def test_the_clock_never_goes_back(kit: Any) -> None:
     simulation = kit.simulation(kit.scenario(fleets=[kit.SPLIT], failures={"at": [{"time_s": 0.5}]}))
     moments: list[float] = []
     note = simulation.agenda.at
-    simulation.agenda.at = lambda time_s, action: note(time_s, lambda now_s: (moments.append(now_s), action(now_s)))
+
+    def watched(time_s: float, action: Action) -> None:
+        def act(now_s: float) -> None:
+            moments.append(now_s)
+            action(now_s)
+
+        note(time_s, act)
+
+    simulation.agenda.at = watched
     simulation.run()
     assert len(moments) > 500
     assert all(before <= after for before, after in pairwise(moments))
@@ -94,8 +103,9 @@ def test_the_same_seed_gives_the_same_report_and_another_does_not(kit: Any, is_s
 
 
 def test_what_a_dead_worker_had_begun_is_begun_again_behind_what_came(kit: Any) -> None:
-    calm = kit.run(kit.scenario())[0].journal
-    outcome, report = kit.run(kit.scenario(failures={"at": [{"time_s": 1.0}]}))
+    traffic = {**kit.scenario().traffic.model_dump(), "output_tokens": {"kind": "constant", "tokens": 60}}
+    calm = kit.run(kit.scenario(traffic=traffic))[0].journal
+    outcome, report = kit.run(kit.scenario(traffic=traffic, failures={"at": [{"time_s": 1.0}]}))
     journal = outcome.journal
     assert report["failures"] == 1
     again = journal.attempts > 1

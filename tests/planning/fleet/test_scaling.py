@@ -10,10 +10,10 @@ _WAVES = {"kind": "waves", "rate_per_s": 12, "swing": 0.9, "period_s": 60}
 
 
 def scaled(kit: Any, **scaling: Any) -> Any:
-    """Five periods of a load that one worker holds at its low and not at its high; loading takes 10 s."""
+    """Two and a half periods of a load that one worker holds at its low and not at its high; loading takes 10 s."""
     fields = {"requests_per_worker": 4, "every_s": 2, "calm_s": 6, **scaling}
     return kit.scenario(
-        requests=3600,
+        requests=1800,
         traffic={
             "arrivals": _WAVES,
             "input_tokens": {"kind": "constant", "tokens": 100},
@@ -39,7 +39,7 @@ def workers(report: dict[str, Any]) -> list[float]:
 def test_workers_follow_the_load_within_their_places(kit: Any) -> None:
     _, report = kit.run(scaled(kit))
     rented = workers(report)
-    assert report["requests"]["done"] == 3600
+    assert report["requests"]["done"] == 1800
     assert max(rented) <= 6 + 1e-9
     assert max(rented) > 2
     assert min(rented[20:-5]) < max(rented) - 1, "and it goes again"

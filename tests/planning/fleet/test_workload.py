@@ -14,7 +14,7 @@ from ambidex.planning.fleet.workload import Prompts, Traffic, draw_workload
 from ambidex.runtime.errors import ConfigError
 
 _HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
-KINDS = [
+KINDS: list[Any] = [
     Poisson(kind="poisson", rate_per_s=50),
     Bursts(kind="bursts", calm_per_s=20, burst_per_s=200, mean_calm_s=5, mean_burst_s=1),
     Waves(kind="waves", rate_per_s=50, swing=0.8, period_s=40),
