@@ -48,8 +48,9 @@ setup: $(STAMPS)/dev-$(DEVICE)
 demo: $(STAMPS)/base-$(DEVICE)
 	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96 --seed $(SEED)
 
+# A file's tests stay together: what they share is made once.
 test: $(STAMPS)/test-$(DEVICE)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: lint types
 

@@ -4,8 +4,8 @@ ceilings   R, bytes read a second, and C, the rate of products, read again befor
            ceilings of its own moment, since a shared machine changes its speed in the course of a run.
 shares     the bound kernels on the sites of a few layers of a model (`noted.py`): a kind's ideal seconds over what its
            calls took. Of a case that was measured more than once, as by two shapes, the mean counts.
-costs      of a call and of a step, on a model so small that nothing else takes time: calls of a kind in a row, then
-           whole steps of the engine.
+costs      of a call and of a step, on a model so small that nothing else takes time (`call_costs.py`): calls of a kind
+           in a row, then whole steps of the engine.
 
 No prompt is longer than the ladder, and no batch larger: beyond its ends a curve stays what it is there.
 """
@@ -13,11 +13,9 @@ No prompt is longer than the ladder, and no batch larger: beyond its ends a curv
 from __future__ import annotations
 
 import datetime
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
-from pathlib import Path
+from math import prod, sqrt
 from statistics import fmean, median
 
 import numpy as np
@@ -28,14 +26,15 @@ from ..ops.types import dtype_name
 from ..planning.calibration import Calibration, Curves, Micros4, Points, with_ceilings
 from ..planning.efficiency import DEFAULT, KINDS, Curve, Kind
 from ..planning.precision import Precision
-from ..planning.step_time import StepTime
+from ..planning.step_time import Ideal, StepTime
 from ..runtime.options import Options
-from ..runtime.start import Decisions, decide, place
-from ..runtime.step import Integers, Step
+from ..runtime.start import place
+from ..runtime.step import Integers
+from .call_costs import SmallModel, decided_shape
 from .ceilings import Ceilings, Gauge
 from .noted import Calls, Noted
-from .shapes import SHAPES, Shape, write_config
-from .steady import SPARE_TOKENS, Steady, built_at_random
+from .shapes import SHAPES, Shape
+from .steady import Steady, built_at_random
 from .stopwatch import Stopwatch
 
 _UNIT = replace(
@@ -43,9 +42,9 @@ _UNIT = replace(
 )
 _LEAST_SHARE_OF_TIME = 0.1
 """What stays of a measured time, at least, when the cost of its calls is taken off."""
-_SMALL = Shape(256, 8, 4, 2, 64, 512, 512, 4096)
+_LEAST_LEFT = 0.1
+"""Of a product's time, what its multiplying is taken to be at least: as one side of two, 0.5 % of it."""
 _HOT_CALLS = 16
-_HOST_BATCH, _REPLAYS = 16, 20
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _narrow(name: str) -> Shape:
 def measure(sizes: Sizes, device: str | None = None, tick: Callable[[], None] = lambda: None) -> Calibration:
     """The overlay of the present device. Errors: those of `runtime.start.decide`."""
     dtype = _dtype(device)
-    small = _Small(device, dtype)
+    small = SmallModel(device, dtype)
     launch_us = {kind: small.launch_us(kind) for kind in KINDS}
     found = _Found()
     for shape in sizes.shapes:
@@ -119,20 +118,11 @@ def _dtype(device: str | None) -> str:
     return "bfloat16" if "bfloat16" in profile.dtypes else "float16"
 
 
-def _decided(shape: Shape, options: Callable[[str], Options]) -> Decisions:
-    with tempfile.TemporaryDirectory() as folder:
-        write_config(shape, Path(folder))
-        return decide(options(folder))
-
-
 @dataclass(frozen=True)
 class _Case:
-    """Of one kind: where it is on the axis, seconds at the moment's ceilings, those of its operations alone, seconds
-    that its work took."""
+    """Of one kind: what it takes at the moment's ceilings, and the seconds that its work took."""
 
-    axis: float
-    ideal_s: float
-    operations_s: float
+    ideal: Ideal
     work_s: float
 
 
@@ -150,21 +140,37 @@ class _Found:
     @property
     def beside_reading(self) -> float:
         """Of decode attention: what it takes on keys that the caches hold, but never more than half of any case."""
-        decoding = [case for (kind, _), shapes in self._cases.items() if kind == "decode_attention"
-                    for cases in shapes.values() for case in cases]  # fmt: skip
-        return min(fmean(self.hot), *(case.work_s / case.operations_s / 2 for case in decoding))
+        decoding = [case.work_s / case.ideal.operations_s for case in self._of("decode_attention")]
+        return min(fmean(self.hot), min(decoding) / 2)
+
+    @property
+    def read_share(self) -> float:
+        """At which the weights of products of the fewest rows are read."""
+        cases = self._of("product")
+        fewest = min(case.ideal.axis for case in cases)
+        return fmean(case.ideal.bytes_s / case.work_s for case in cases if case.ideal.axis == fewest)
 
     def points(self, kind: Kind) -> Points:
         """Of each place the mean over shapes; within a shape what takes long counts for more, as it does in a step."""
-        beside = self.beside_reading if kind == "decode_attention" else 0.0
-        places = sorted((fmean(case.axis for cases in shapes.values() for case in cases),
-                         fmean(_share(cases, beside) for cases in shapes.values()))
+        places = sorted((fmean(case.ideal.axis for cases in shapes.values() for case in cases),
+                         fmean(self._share(kind, cases) for cases in shapes.values()))
                         for (each, _), shapes in self._cases.items() if each == kind)  # fmt: skip
         return Points(axis=tuple(_short(at) for at, _ in places), shares=tuple(_short(share) for _, share in places))
 
+    def _of(self, kind: Kind) -> list[_Case]:
+        return [case for (each, _), shapes in self._cases.items() if each == kind
+                for cases in shapes.values() for case in cases]  # fmt: skip
 
-def _share(cases: Sequence[_Case], beside: float) -> float:
-    return sum(case.ideal_s for case in cases) / sum(case.work_s - beside * case.operations_s for case in cases)
+    def _share(self, kind: Kind, cases: Sequence[_Case]) -> float:
+        """Of products that of the rate, so that reading and multiplying together take what was measured; where reading
+        explains it all, as at few rows, that at which multiplying adds little."""
+        if kind == "product":
+            left = [max(case.work_s**2 - (case.ideal.bytes_s / self.read_share) ** 2, (_LEAST_LEFT * case.work_s) ** 2)
+                    for case in cases]  # fmt: skip
+            return sum(case.ideal.operations_s for case in cases) / sum(map(sqrt, left))
+        beside = self.beside_reading if kind == "decode_attention" else 0.0
+        work_s = sum(case.work_s - beside * case.ideal.operations_s for case in cases)
+        return sum(case.ideal.seconds for case in cases) / work_s
 
 
 class _Bench:
@@ -172,7 +178,7 @@ class _Bench:
 
     def __init__(self, sizes: Sizes, shape: Shape, device: str | None, dtype: str) -> None:
         self._sizes, self._shape = sizes, shape
-        self.decided = _decided(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
+        self.decided = decided_shape(sizes.shallow(shape), lambda folder: sizes.options(folder, device, dtype))
         self._calls = Calls(self.decided, Steady(built_at_random(self.decided)).worker)
         watch = Stopwatch(self.decided.backend, self.decided.device, 2 * sizes.budget_s)
         self.dtype, self.gauge = dtype, Gauge(watch, [getattr(torch, dtype), torch.float32])
@@ -191,8 +197,7 @@ class _Bench:
         for kind, ideal in self._step_time(*around).ideals(*case, len(case[0])).items():
             seconds = took[kind] * ideal.calls / len(noted[kind])
             work_s = max(seconds - 1e-6 * launch_us[kind] * ideal.calls, _LEAST_SHARE_OF_TIME * seconds)
-            asked = int(case[1].sum()) if kind == "product" else round(ideal.axis)
-            found.add(kind, asked, self._shape, _Case(ideal.axis, ideal.seconds, ideal.operations_s, work_s))
+            found.add(kind, round(ideal.axis), self._shape, _Case(ideal, work_s))
         found.seen += around
 
     def add_hot(self, found: _Found) -> None:
@@ -217,60 +222,7 @@ class _Bench:
         return StepTime(self._calls.sites, profile, Precision(rate, 16.0, rate, 16), _UNIT)
 
 
-class _Small:
-    """A model whose work takes no time: what is left is the cost of calls and steps."""
-
-    def __init__(self, device: str | None, dtype: str) -> None:
-        self._decided = _decided(_SMALL, lambda folder: Options(
-            model=folder, device=device, dtype=dtype, max_model_len=64 + SPARE_TOKENS, max_num_seqs=_HOST_BATCH,
-            kv_cache_tokens=_HOST_BATCH * 256, max_num_batched_tokens=64, prefix_caching=False, progress=False,
-        ))  # fmt: skip
-        self._steady = Steady(built_at_random(self._decided))
-        self._calls = Calls(self._decided, self._steady.worker)
-
-    def launch_us(self, kind: Kind) -> float:
-        """Of one call of the kind, one request at one or two tokens."""
-        count = np.array([2 if kind == "prompt_attention" else 1])
-        calls = self._calls.noted(np.zeros(1, dtype=np.int64), count)[kind]
-        return 1e6 * self._calls.seconds(calls, 0.05) / len(calls)
-
-    def host_us(self) -> tuple[float, float, float]:
-        """Of a step, of each request in it, and of each site where no graph replays: whole steps of the engine, less
-        what its calls take where the host waits for them."""
-        one, many = (1e6 * median(self._steady.decode(batch, 16).seconds) - self._waited_us(batch, 1)
-                     for batch in (1, _HOST_BATCH))  # fmt: skip
-        per_request = max((many - one) / (_HOST_BATCH - 1), 0.0)
-        prompt = 1e6 * median(self._steady.prompt(2).seconds) - self._waited_us(1, 2)
-        num_calls = sum(site.num_layers for site in self._calls.sites)
-        return max(one - per_request, 0.0), per_request, max((prompt - one) / num_calls, 0.0)
-
-    def step_us(self) -> float:
-        """Of the device in a step beside the calls of its sites; where the host waits for them it is the host's."""
-        backend, graphs = self._decided.backend, self._steady.worker.graphs
-        if not backend.is_asynchronous or graphs is None:
-            return 0.0
-        calls_us = self._calls_us(1, 1)
-        step = Step(spans=np.array([[0, 15, 1]]), logits=np.zeros((1, 2), dtype=np.int64))
-        self._steady.worker.slots.lengths.zero_()
-
-        def replayed() -> None:
-            graphs.run(step.spans[:, 0], step.spans[:, 1])
-            graphs.sampled(step)
-
-        replayed()
-        taken = [backend.elapsed_s(replayed, self._decided.device) for _ in range(_REPLAYS)]
-        return max(1e6 * median(taken) - calls_us, 0.0)
-
-    def _waited_us(self, batch: int, count: int) -> float:
-        return 0.0 if self._decided.backend.is_asynchronous else self._calls_us(batch, count)
-
-    def _calls_us(self, batch: int, count: int) -> float:
-        noted = self._calls.noted(np.full(batch, 16 - count), np.full(batch, count))
-        passes = {kind: len(calls) / _SMALL.num_layers if "attention" in kind else 1 for kind, calls in noted.items()}
-        return sum(1e6 * self._calls.seconds(calls, 0.05) / passes[kind] for kind, calls in noted.items())
-
-
-def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Kind, float]) -> Calibration:
+def _calibration(bench: _Bench, found: _Found, small: SmallModel, launch_us: dict[Kind, float]) -> Calibration:
     decided, rate = bench.decided, RATE_OF_DTYPE[bench.dtype]
     host_us, per_request_us, eager_us = small.host_us()
     tflops: dict[RateName, float] = {
@@ -290,6 +242,7 @@ def _calibration(bench: _Bench, found: _Found, small: _Small, launch_us: dict[Ki
         host_us_per_request=_short(per_request_us),
         eager_us=_short(eager_us),
         beside_reading=_short(found.beside_reading),
+        read_share=_short(found.read_share),
         curves=Curves(**{kind: found.points(kind) for kind in KINDS}),
     )
 

@@ -20,7 +20,7 @@ from .stopwatch import Call, Stopwatch
 _PRODUCTS = {True: ((4096, 4096, 4096), (8192, 8192, 8192), (8192, 28672, 4096)), False: ((512, 2048, 2048),)}
 """Rows, outputs and inputs, for devices that work by themselves and for a host."""
 
-_ATTEMPTS = 5
+_ATTEMPTS = 3
 _ALIKE, _OURS = 0.88, 0.7
 """Of the larger of two ceilings, and of the highest C of the run: another program on a host's cores takes a share of C,
 which a change of the memory's speed does not."""

@@ -65,7 +65,7 @@ def _text(found: Calibration, path: Path) -> str:
     return "\n".join([fields(lines), "", table(rows), "", f"written to {path}"])
 
 
-_AXES = {"product": "intensity", "decode_attention": "keys a row", "prompt_attention": "keys a row", "other": "rows"}
+_AXES = {"product": "rows", "decode_attention": "keys a row", "prompt_attention": "keys a row", "other": "rows"}
 
 
 def _shares(axis: tuple[float, ...], shares: tuple[float, ...]) -> str:

@@ -65,6 +65,12 @@ Graphs = Annotated[
         "--graphs/--no-graphs", " /--enforce-eager", help="Replay recorded decode steps; by default if it can."
     ),
 ]
+PromptGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-graphs", help="Replay steps that read up to 1,024 tokens, too, where a device works by itself."
+    ),
+]
 Kernels = Annotated[
     list[str] | None,
     typer.Option("--kernel", metavar="SITE=NAME", help="Serve this site or op by this kernel, or fail. Repeatable."),
@@ -123,6 +129,7 @@ ENGINE: dict[str, tuple[Any, Any]] = {
     "prefix_caching": (PrefixCaching, None),
     "overlap": (Overlap, None),
     "graphs": (Graphs, None),
+    "prompt_graphs": (PromptGraphs, False),
     "determinism": (Determinism, "run"),
     "kernel": (Kernels, None),
     "fallback": (Fallback, "allow"),

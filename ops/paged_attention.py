@@ -7,7 +7,8 @@ softcap > 0. With `ancestors` row t sees of its own span only the keys that its 
 before the window of a request's first row may have been evicted: their table entries name any page, and are not read.
 
 q: [T, H, D]; pages: planes k and v of G heads; attending: see `Attending`. Rows beyond the last request are padding and
-come back as zeros. Returns [T, H, D] in q's dtype. ValueError: heads that the group's do not divide.
+come back as zeros; a request may have neither query nor key. Returns [T, H, D] in q's dtype. ValueError: heads that the
+group's do not divide.
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ CASES = (
     _case("long", (8, 2, 64), ((1, 1, 3), (9000, 300, 700)), ((1, 1, 2), (530, 257, 300))),
     _case("tree", (32, 8, 128), ((8, 8), (600, 300)), ((5, 3), (37, 21)), tree=True),
     _case("odd", (6, 3, 10), ((3, 1), (31, 9)), ((3, 1), (31, 9)), page_size=8, padding=2),
+    _case("padded", (8, 2, 64), ((200, 1, 31, 0, 0), (512, 1000, 31, 0, 0)), ((5, 1, 0), (21, 17, 0)), padding=3),
     _case("llama-3.1-8b-decode-1x32k", (32, 8, 128), ((1,), (32768,)), ((1, 1), (33, 17))),
     _case("llama-3.1-8b-decode-8x8k", (32, 8, 128), ((1,) * 8, (8192,) * 8), ((1, 1), (33, 17))),
     _case("llama-3.1-8b-decode-32x8k", (32, 8, 128), ((1,) * 32, (8192,) * 32), ((1, 1), (33, 17))),

@@ -80,13 +80,20 @@ def answer(
 
 def possible_degrees(subject: Subject, profile: Profile, question: Question) -> Sequence[int] | str:
     """The degrees to consider; or why there is none."""
-    joined = profile.link.peers + 1 if profile.link and profile.link.peers else DEGREES[-1]
+    joined = _joined(profile)
     if question.tensor_parallel is not None:
         shard(subject.config, question.tensor_parallel)  # says what is wrong with it
         if question.tensor_parallel > joined:
             return f"{question.tensor_parallel} devices asked for, its links join {joined}"
         return [question.tensor_parallel]
     return [each for each in DEGREES if each <= joined and refusal(subject.config, each) is None]
+
+
+def _joined(profile: Profile) -> int:
+    """Devices that one replica may take: a host is one; without known peers it is the most that are considered."""
+    if profile.memory.kind == "dram":
+        return 1
+    return profile.link.peers + 1 if profile.link and profile.link.peers else DEGREES[-1]
 
 
 def _degree(

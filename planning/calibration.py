@@ -66,7 +66,8 @@ class Micros4(Record):
 
 
 class Calibration(Record):
-    """What was measured. `_us` fields and beside_reading as in `efficiency.Efficiency`; usable_gib: as reported."""
+    """What was measured. `_us` fields, beside_reading and read_share as in `efficiency.Efficiency`: the products' curve
+    is over rows. usable_gib: as reported."""
 
     profile: Word
     device: Word
@@ -80,6 +81,7 @@ class Calibration(Record):
     host_us_per_request: Micros
     eager_us: Micros
     beside_reading: Annotated[float, Field(ge=0, lt=1e6)]
+    read_share: Above0
     curves: Curves
 
     @model_validator(mode="after")
@@ -112,6 +114,7 @@ class Calibration(Record):
             step_us=self.step_us,
             eager_us=self.eager_us,
             beside_reading=self.beside_reading,
+            read_share=self.read_share,
         )
 
     def write(self, path: Path) -> None:

@@ -63,7 +63,10 @@ class Efficiency:
     where the device works by itself. link_share: of a link's one-way rate that collectives reach; link_us: before the
     first byte. beside_reading: what decode attention computes and does not hide behind its reading, in multiples of its
     operations' time at the rate: on a CPU vectors do what matrix units do elsewhere, so that it does not follow the
-    bandwidth alone."""
+    bandwidth alone. read_share: None: the products' curve is over the intensity, as above. A number, as a calibration
+    has: the share of the bandwidth at which weights are read, and the curve is that of the rate over a step's rows; a
+    product then takes the root of the sum of both times' squares. On a CPU a row count's tiles are good or bad at any
+    bandwidth, which there changes from minute to minute: over the intensity they would move along the curve."""
 
     curves: Mapping[Kind, Curve]
     launch_us: Mapping[Kind, float]
@@ -74,6 +77,7 @@ class Efficiency:
     step_us: float = 0.0
     eager_us: float = 0.0
     beside_reading: float = 0.0
+    read_share: float | None = None
 
     @property
     def source(self) -> str:

@@ -56,20 +56,20 @@ def _table(rows: Sequence[Row], question: Question) -> Section:
 
 def _cells(row: Row) -> list[str]:
     most = row["batches"][-1]["tokens_per_s"]
-    up, down = ("≥ ", "≤ ") if row["is_bound"] else ("", "")
+    up, down = ("≥", "≤") if row["is_bound"] else ("", "")
     return [
         row["profile"], row["format"], number(row["num_devices"]), number(row["max_context_tokens"]),
-        number(row["max_concurrency"]), up + number(row["ttft_ms"]), up + number(row["tpot_ms"]),
-        down + number(row["tokens_per_s"]), down + number(most), number(row["eur_per_million_tokens"]),
-        number(row["kj_per_million_tokens"]), number(row["load_s"]), row["limit"],
+        number(row["max_concurrency"]), number(row["ttft_ms"], up), number(row["tpot_ms"], up),
+        number(row["tokens_per_s"], down), number(most, down), number(row["eur_per_million_tokens"]),
+        number(row["kj_per_million_tokens"], up), number(row["load_s"]), row["limit"],
     ]  # fmt: skip
 
 
-def number(value: float | None) -> str:
-    """Three digits, or all of an integer's; a dash for what is not known."""
+def number(value: float | None, side: str = "") -> str:
+    """Three digits, or all of an integer's; a dash for what is not known. side: of a bound, ≤ or ≥."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.3g}"
+    return side + (f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.3g}")
 
 
 def _sweeps(rows: Sequence[Row]) -> list[Section]:

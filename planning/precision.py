@@ -8,6 +8,7 @@ layers' products are stored so; tables, norms and the head stay in 16 bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..hwprofiles.records import RATE_OF_DTYPE, RateName
@@ -51,10 +52,7 @@ def precision(name: str, profile: Profile, kv_format: str = "bf16") -> Precision
 
     ConfigError: no format or KV format is called so.
     """
-    if name not in _FORMS:
-        raise ConfigError(f"format is {name!r}: it is one of {', '.join(FORMATS)}")
-    if kv_format not in KV_FORMATS:
-        raise ConfigError(f"KV format is {kv_format!r}: it is one of {', '.join(KV_FORMATS)}")
+    check_formats([name], kv_format)
     bits, rate = _FORMS[name]
     if name == "fp4" and profile.fp4 and "nvfp4" not in profile.fp4:
         bits = _MXFP4_BITS
@@ -64,6 +62,15 @@ def precision(name: str, profile: Profile, kv_format: str = "bf16") -> Precision
     if kv_format == "fp8" and profile.fp8 is None:
         return f"{profile.name} has no FP8 for the KV cache: it has {', '.join(_rates(profile))}"
     return Precision(name, bits, found, KV_FORMATS[kv_format])
+
+
+def check_formats(names: Iterable[str], kv_format: str) -> None:
+    """ConfigError: no format or KV format is called so."""
+    for name in names:
+        if name not in _FORMS:
+            raise ConfigError(f"format is {name!r}: it is one of {', '.join(FORMATS)}")
+    if kv_format not in KV_FORMATS:
+        raise ConfigError(f"KV format is {kv_format!r}: it is one of {', '.join(KV_FORMATS)}")
 
 
 def _rate(profile: Profile, rate: RateName) -> RateName | None:

@@ -47,4 +47,4 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _is_figure(cell: str) -> bool:
-    return cell in ("", "–") or cell[0] in "+-−0123456789"
+    return cell in ("", "–") or cell[0] in "+-−≤≥0123456789"

@@ -13,8 +13,8 @@ from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
 from .charts import Axis, Chart, Series
 from .deployment import Deployment
-from .efficiency import ceilings
-from .step_time import Integers, attention_load, wide_rate
+from .efficiency import Kind, ceilings
+from .step_time import Integers, attention_load, kinds, wide_rate
 
 _LABELLED_SHARE = 0.02
 _MARGIN = 4.0
@@ -47,27 +47,43 @@ def site_points(deployment: Deployment, first: Integers, count: Integers, num_lo
 
 
 def _point(deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int) -> SitePoint:
-    precision, curves = deployment.precision, deployment.efficiency.curves
+    efficiency, kind = deployment.efficiency, _kind(site, count)
+    moved, done, keys_a_row = _work(deployment, site, first, count, num_logits)
+    bytes_per_s, operations_per_s = ceilings(deployment.profile, _rate(deployment, site))
+    moving, multiplying = moved / bytes_per_s, done / operations_per_s
+    axes: dict[Kind, float] = {"product": multiplying / moving, "other": float(count.sum())}
+    seconds = max(moving, multiplying) / efficiency.curves[kind].at(axes.get(kind, keys_a_row))
+    if kind == "decode_attention":
+        seconds += efficiency.beside_reading * multiplying
+    return SitePoint(_short(site), moved, done, seconds)
+
+
+def _kind(site: Site, count: Integers) -> Kind:
+    found = kinds((site,))[site.name]
+    return "prompt_attention" if found == "decode_attention" and (count > 1).any() else found
+
+
+def _rate(deployment: Deployment, site: Site) -> str:
+    precision = deployment.precision
+    return precision.rate if _is_layer(site) else wide_rate(deployment.profile, precision)
+
+
+def _is_layer(site: Site) -> bool:
+    return any(each.role.startswith("layers.") for each in site.weights)
+
+
+def _work(
+    deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int
+) -> tuple[float, float, float]:
+    """Bytes, operations, and keys that a row sees."""
     num_bytes, operations = (each[0] for each in load_coefficients([site]))
-    is_layer = any(each.role.startswith("layers.") for each in site.weights)
-    rate = precision.rate if is_layer else wide_rate(deployment.profile, precision)
-    bytes_per_s, operations_per_s = ceilings(deployment.profile, rate)
     load, keys_a_row = attention_load(first, count, site.group.window if site.group else 0)
     load = (*load[:5], num_logits)
-    if is_layer:
-        num_bytes[0] *= precision.weight_share
+    if _is_layer(site):
+        num_bytes[0] *= deployment.precision.weight_share
     if operations[4]:
-        num_bytes[3] *= precision.kv_share
-    moved, done = float(num_bytes @ load), float(operations @ load)
-    moving, multiplying = moved / bytes_per_s, done / operations_per_s
-    if operations[4]:
-        curve = curves["decode_attention" if (count == 1).all() else "prompt_attention"]
-        share = curve.at(keys_a_row)
-    elif site.weight_bytes and operations[[1, 5]].sum():
-        share = curves["product"].at(multiplying / moving)
-    else:
-        share = curves["other"].at(float(count.sum()))
-    return SitePoint(_short(site), moved, done, max(moving, multiplying) / share)
+        num_bytes[3] *= deployment.precision.kv_share
+    return float(num_bytes @ load), float(operations @ load), keys_a_row
 
 
 def _short(site: Site) -> str:

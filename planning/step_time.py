@@ -61,12 +61,13 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Ideal:
-    """What a kind of work takes at the ceilings, `axis` its place on the kind's curve, `calls` how many make it up;
-    operations_s: what its operations alone take at the rate."""
+    """What a kind of work takes at the ceilings. axis: its place on the kind's curve (of products the rows). calls: how
+    many make it up. bytes_s, operations_s: what its bytes, and its operations, take alone."""
 
     seconds: float
     axis: float
     calls: int
+    bytes_s: float = 0.0
     operations_s: float = 0.0
 
 
@@ -148,17 +149,20 @@ class StepTime:
         curves = self._efficiency.curves
         load = np.array([1, rows, spans, 0, 0, num_logits], dtype=np.float64)
         moving, multiplying = self._products.at(load)
-        took = np.maximum(moving, multiplying) / curves["product"].at_all(multiplying / moving)
+        if self._efficiency.read_share is None:
+            took = np.maximum(moving, multiplying) / curves["product"].at_all(multiplying / moving)
+        else:
+            took = np.hypot(moving / self._efficiency.read_share, multiplying / curves["product"].at(rows))
         is_compute = multiplying > moving
         bandwidth, compute = float(took[~is_compute].sum()), float(took[is_compute].sum())
         bandwidth += float(np.maximum(*self._others.at(load)).sum()) / curves["other"].at(rows)
         return bandwidth, compute, self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
 
     def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
-        curves, spans = self._efficiency.curves, len(count)
-        bandwidth, compute, link = self._beside_attention(int(count.sum()), spans, num_logits)
+        curves, spans, rows = self._efficiency.curves, len(count), int(count.sum())
         is_decode = count == 1
         num_decodes = int(np.count_nonzero(is_decode))
+        bandwidth, compute, link = self._beside_attention(rows, spans, num_logits)
         for window, sites in self._attention.items():
             for chosen, kind in _parts(is_decode, num_decodes):
                 load, keys_a_row = attention_load(first[chosen], count[chosen], window)
@@ -182,15 +186,16 @@ class StepTime:
         load = np.array([1, rows, len(count), 0, 0, num_logits], dtype=np.float64)
         moving, multiplying = self._products.at(load)
         least = np.maximum(moving, multiplying)
-        intensity = float(np.exp(np.average(np.log(multiplying / moving), weights=least)))
         kind: Kind = "decode_attention" if (count == 1).all() else "prompt_attention"
         attending = [(sites, *attention_load(first, count, window)) for window, sites in self._attention.items()]
         attention_s = [max(sites.moving(keys), sites.multiplying(keys)) for sites, keys, _ in attending]
         operations_s = sum(sites.multiplying(keys) for sites, keys, _ in attending)
         axis = float(np.average([keys_a_row for _, _, keys_a_row in attending], weights=attention_s))
         return {
-            "product": Ideal(float(least.sum()), intensity, self._calls["product"]),
-            kind: Ideal(sum(attention_s), axis, self._calls[kind], operations_s),
+            "product": Ideal(
+                float(least.sum()), rows, self._calls["product"], float(moving.sum()), float(multiplying.sum())
+            ),
+            kind: Ideal(sum(attention_s), axis, self._calls[kind], operations_s=operations_s),
             "other": Ideal(float(np.maximum(*self._others.at(load)).sum()), rows, self._calls["other"]),
         }
 

@@ -7,6 +7,7 @@ safetensors files (their tensors' bytes, which is what a load has to read).
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -91,9 +92,9 @@ def _on_hub(model: str, revision: str | None) -> Subject:
     """Config and headers only; without the network what the cache holds."""
     import huggingface_hub
     from huggingface_hub import errors
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import set_verbosity
 
-    logging.set_verbosity(logging.ERROR)  # what it tries again is said once, in the failure
+    set_verbosity(logging.ERROR)  # what it tries again is said once, in the failure
     try:
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError, ValueError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,11 @@ class Rehearsed:
     @torch.inference_mode()
     def run(self) -> None:
         """All graphs, and the steps that stand for all steps."""
-        sizes = self._decided.ledger.needs.graph_sizes
-        Graphs(sizes, _NoDevice(), self._slots, self._decided.page_sizes, self._forward).capture_all()
+        needs = self._decided.ledger.needs
+        graphs = Graphs(needs.graph_sizes, _NoDevice(), self._slots, self._decided.page_sizes, self._forward)
+        if needs.prompt_sizes:
+            graphs.with_prompts(one_of_each(self._decided.binding.policy.buckets, needs.prompt_sizes))
+        graphs.capture_all()
         for step in self._steps():
             self.step(step)
 
@@ -147,6 +150,13 @@ def step_of(counts: list[int], first: int, **sampling: Any) -> Step:
     spans = np.array([(slot, first, count) for slot, count in enumerate(counts)], dtype=np.int64)
     logits = np.array([(slot, count - 1) for slot, count in enumerate(counts)], dtype=np.int64)
     return Step(spans=spans, logits=logits, **sampling)
+
+
+def one_of_each(buckets: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The largest size in each bucket: sizes of prompts' graphs are multiples of 16, whose launches are alike there."""
+    bounds = (0, *buckets, sizes[-1])
+    found = ([size for size in sizes if low < size <= high] for low, high in pairwise(bounds))
+    return tuple(sorted({each[-1] for each in found if each}))
 
 
 def representatives(buckets: tuple[int, ...], most: int) -> list[int]:

@@ -137,7 +137,8 @@ def _graphs(decided: Decisions, model: Model, state: State, slots: SlotTable) ->
         sampling,
     )
     if backend.is_asynchronous:
-        graphs.capture_all()
+        prompt_sizes = decided.ledger.needs.prompt_sizes
+        (graphs.with_prompts(prompt_sizes) if prompt_sizes else graphs).capture_all()
     return graphs
 
 

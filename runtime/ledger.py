@@ -9,7 +9,7 @@ S slots, C tokens of the longest request, T tokens of a step, L = min(S, T) rows
     workspace  T × a row of a layer + L × (4 V × (1 + the sampler's copies) + 20 C), and the step's page tables
     graphs     rows × (a row of a layer + 4 V), over all sizes; where they share a pool those of the largest: with 8 V,
                what it yields and the place where all leave their logits, V / 8 of masks, and instead of a row of a
-               layer what the sampler's graph keeps, if that is more
+               layer what the sampler's graph keeps, or the rows of the largest graph for prompts, if that is more
 
 The page pool gets what the others leave of the budget, at most S requests of C tokens. Outside the budget: interpreter,
 libraries, driver. What `workspace` does not see is said in `workspace.py`.
@@ -27,6 +27,7 @@ from .arena import arena_bytes
 from .budget import Budget, shown_bytes, size_option
 from .errors import OutOfMemory
 from .execute.graphs import ladder
+from .execute.prompts import MAX_TOKENS, prompt_ladder
 from .execute.worker import state_tensors
 from .workspace import PENALTY_TOKEN_BYTES, StepNeeds
 
@@ -45,7 +46,7 @@ Limit = Literal["memory", "requests", "asked"]
 class Needs:
     """What an engine's memory follows from. max_model_len: the longest request that is wanted; `is_length_asked`:
     it was asked for, so a shorter one will not do. has_columns: the scheduler's columns lie in the same memory.
-    is_pool_shared: graphs use one memory in turn."""
+    is_pool_shared: graphs use one memory in turn. has_prompt_graphs: steps with prompts have some, too."""
 
     weight_bytes: int
     weights: str
@@ -60,6 +61,7 @@ class Needs:
     has_graphs: bool
     has_columns: bool
     is_pool_shared: bool = False
+    has_prompt_graphs: bool = False
 
     @property
     def page_unit(self) -> int:
@@ -73,6 +75,12 @@ class Needs:
     @property
     def graph_sizes(self) -> tuple[int, ...]:
         return ladder(min(self.max_num_seqs, MAX_GRAPH_ROWS), GRAPH_STEP) if self.has_graphs else ()
+
+    @property
+    def prompt_sizes(self) -> tuple[int, ...]:
+        """Tokens of the graphs for steps that read prompts, where calling the kernels would hold up the device."""
+        has_them = self.has_graphs and self.is_pool_shared and self.has_prompt_graphs
+        return prompt_ladder(min(self.max_num_batched_tokens, MAX_TOKENS)) if has_them else ()
 
     @property
     def least(self) -> tuple[int, int]:
@@ -104,8 +112,9 @@ class Needs:
     def graph_bytes(self, length: int) -> int:
         row, sizes = self.step.row_bytes + 4 * sum(self.num_pages(length).values()), self.graph_sizes
         if self.is_pool_shared:
-            logits = self.step.logits_bytes
-            return max(sizes, default=0) * (max(row, self.step.sampler_copies * logits) + 2 * logits + logits // 32 + 4)
+            logits, rows = self.step.logits_bytes, max(sizes, default=0)
+            pool = max(rows * max(row, self.step.sampler_copies * logits), max(self.prompt_sizes, default=0) * row)
+            return pool + rows * (2 * logits + logits // 32 + 4)
         return sum(sizes) * (row + self.step.logits_bytes)
 
     def total_bytes(self, length: int, tokens: int) -> int:

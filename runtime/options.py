@@ -29,7 +29,7 @@ _REALS = {
     "gpu_memory_utilization": ("a number above 0 to 1", 1.0), "ageing_s": ("a number of seconds above 0", 1e9),
     "step_budget_ms": ("a number of milliseconds above 0", 1e9),
 }  # fmt: skip
-_FLAGS = ("prefix_caching", "overlap", "graphs", "progress")
+_FLAGS = ("prefix_caching", "overlap", "graphs", "prompt_graphs", "progress")
 
 
 _TILE_PAGES = (64, 128, 32, 16)
@@ -51,10 +51,11 @@ class Options:
     completions is one. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what
     prompts and completions leave in their pages for requests that begin alike. overlap: launch a step before the one
     before it is committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where
-    the backend records them. quantization: the format in which the layers' products are kept, quantized at load; None:
-    as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the whole process:
-    all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not. kernels: explicit
-    choices, site or op name -> kernel name.
+    the backend records them. prompt_graphs: steps that read up to 1,024 tokens are replayed, too, on devices that work
+    by themselves; not unasked, as long as no device has shown what that gains. quantization: the format in which the
+    layers' products are kept, quantized at load; None: as the checkpoint has them. jit: `forbid` refuses to compile a
+    kernel, from the start on and for the whole process: all are in the cache that `ambidex build-kernels` fills, or an
+    error names the one that is not. kernels: explicit choices, site or op name -> kernel name.
     """
 
     model: str | None = None
@@ -75,6 +76,7 @@ class Options:
     prefix_caching: bool = True
     overlap: bool | None = None
     graphs: bool | None = None
+    prompt_graphs: bool = False
     determinism: str = "run"
     fallback: str = "allow"
     jit: str = "allow"

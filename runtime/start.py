@@ -207,6 +207,7 @@ def _needs(options: Options, where: _Device, model: _Model, binding: Binding | N
         has_graphs=binding is not None and options.graphs is not False and where.backend.captures,
         has_columns=where.device.type == "cpu",
         is_pool_shared=where.backend.is_asynchronous,
+        has_prompt_graphs=options.prompt_graphs,
     )
 
 

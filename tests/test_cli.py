@@ -78,7 +78,7 @@ def test_light_commands_do_not_load_torch(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "chat", "devices", "profiles", "explain", "doctor",
+    ["generate", "chat", "devices", "profiles", "explain", "plan", "doctor",
      "bench latency", "bench throughput", "bench prefix", "bench micro"],
 )  # fmt: skip
 def test_every_command_has_help_and_json(command: str) -> None:

@@ -2,10 +2,12 @@
 """Attention of a decode step in Triton: each program an equal, contiguous share of all keys that the step reads.
 
 The step's work is a row of tiles of BLOCK_N keys: request by request, in each key head by key head. Program p of P
-takes tiles [p·T/P, (p + 1)·T/P), whatever the lengths: the one long request of a batch is spread over as many programs
-as its share of the bytes is worth. A head that lies in one program is done there. Of a head that is cut each program
-leaves its part, and the last one to arrive joins them in their order, so that bits do not depend on who was last; they
-do depend on where the cuts fall, that is on the batch (`paged_attention.py` has the kernel where they do not).
+takes T/P tiles from about p·T/P on, whatever the lengths: the one long request of a batch is spread over as many
+programs as its share of the bytes is worth. Where hardly larger shares would end with the heads, heads are filled up
+with tiles of no keys until they do: a program that ends one head and begins another waits for its first loads twice.
+A head that lies in one program is done there. Of a head that is cut each program leaves its part, and the last one to
+arrive joins them in their order, so that bits do not depend on who was last; they do depend on where the cuts fall,
+that is on the batch (`paged_attention.py` has the kernel where they do not).
 Stream-K: Osama et al., arXiv:2301.03598; online softmax: Milakov and Gimelshein, arXiv:1805.02867; decoding:
 Sanovar et al., arXiv:2405.10480.
 
@@ -35,7 +37,7 @@ def _paged_decode_kernel(
     PAGE_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     # Lengths and tables are older than the kernel before this one (see `overlap.py`).
-    program = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
     index_B = tl.arange(0, BLOCK_B)
     known_B = index_B < num_requests
     start_B = tl.load(starts_ptr + index_B, mask=known_B, other=0)
@@ -43,33 +45,39 @@ def _paged_decode_kernel(
     length_B = tl.where(decodes_B, tl.load(lengths_ptr + index_B, mask=known_B, other=0), 0)
     hidden_B = tl.maximum(length_B - WINDOW, 0) // BLOCK_N if WINDOW else length_B * 0
     tiles_B = tl.cdiv(length_B, BLOCK_N) - hidden_B
-    until_B = tl.cumsum(tiles_B, axis=0)
-    total = tl.sum(tiles_B, axis=0).to(tl.int64) * GROUPS
-    programs = tl.maximum(tl.minimum(tl.num_programs(0), total), 1)  # at work: each has a tile at least
-    own, end = program * total // programs, tl.minimum((program + 1) * total // programs, total)
+    total = tl.sum(tiles_B, axis=0) * GROUPS
+    share, larger = total // tl.num_programs(0), total % tl.num_programs(0)  # so many programs take one tile more
+    if total > tl.num_programs(0):
+        piece = _piece(tiles_B, share, GROUPS)
+        if piece > 0:
+            tiles_B = tl.cdiv(tiles_B, piece) * piece
+            total = tl.sum(tiles_B, axis=0) * GROUPS
+            share, larger = piece, piece * 0
+    until_B = tl.cumsum(tiles_B, axis=0) * GROUPS
+    own, end = _begin(program, share, larger), tl.minimum(_begin(program + 1, share, larger), total)
 
     member, column = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     held = (member < GROUP)[:, None] & (column < D)[None, :]
     joined(PDL)
     released(PDL)
-    for padding in range(tl.load(starts_ptr + num_requests) + program, num_rows, tl.num_programs(0)):
+    for padding in range(tl.load(starts_ptr + num_requests) + program.to(tl.int64), num_rows, tl.num_programs(0)):
         for group in range(GROUPS):
             place = y_ptr + padding * y_stride + group * GROUP * D + member[:, None] * D + column[None, :]
             tl.store(place, tl.zeros((BLOCK_M, BLOCK_D), dtype=y_ptr.dtype.element_ty), mask=held)
     tile = own
     while tile < end:
-        request = tl.sum((until_B.to(tl.int64) * GROUPS <= tile).to(tl.int32), axis=0)
+        request = tl.sum((until_B <= tile).to(tl.int32), axis=0)
         chosen_B = index_B == request
         tiles = tl.sum(tl.where(chosen_B, tiles_B, 0), axis=0)
-        before = (tl.sum(tl.where(chosen_B, until_B, 0), axis=0) - tiles).to(tl.int64) * GROUPS
+        before = tl.sum(tl.where(chosen_B, until_B, 0), axis=0) - tiles * GROUPS
         kv_head = (tile - before) // tiles
         head_tile = before + kv_head * tiles
         stop = tl.minimum(end, head_tile + tiles)
         length = tl.sum(tl.where(chosen_B, length_B, 0), axis=0)
         row = tl.sum(tl.where(chosen_B, start_B, 0), axis=0).to(tl.int64)
         skipped = tl.sum(tl.where(chosen_B, hidden_B, 0), axis=0)
-        first = (skipped + (tile - head_tile).to(tl.int32)) * BLOCK_N
-        last = tl.minimum((skipped + (stop - head_tile).to(tl.int32)) * BLOCK_N, length)
+        first = (skipped + tile - head_tile) * BLOCK_N
+        last = tl.minimum((skipped + stop - head_tile) * BLOCK_N, length)
 
         head = kv_head * GROUP + member
         q_MD = tl.load(q_ptr + row * q_stride + head[:, None] * q_head_stride + column[None, :], mask=held, other=0.0)
@@ -77,7 +85,7 @@ def _paged_decode_kernel(
             q_MD = q_MD.to(tl.float32)
         shown = tl.maximum(length - WINDOW, 0) if WINDOW else 0
         sums_MD, largest_M, weight_M = attended(
-            q_MD, k_ptr + kv_head * head_stride, v_ptr + kv_head * head_stride,
+            q_MD, k_ptr + kv_head.to(tl.int64) * head_stride, v_ptr + kv_head.to(tl.int64) * head_stride,
             tables_ptr + request.to(tl.int64) * table_stride, first, last, shown, page_stride, slot_stride, scale_log2,
             softcap_log2, D, BLOCK_M, BLOCK_N, BLOCK_D, PAGE_SIZE, PAGE_SIZE % BLOCK_N == 0, CAPPED, UPCAST,
         )  # fmt: skip
@@ -91,20 +99,43 @@ def _paged_decode_kernel(
             tl.store(facts_ptr + (place * GROUP + member) * 2, largest_M, mask=member < GROUP)
             tl.store(facts_ptr + (place * GROUP + member) * 2 + 1, weight_M, mask=member < GROUP)
             tl.debug_barrier()  # all threads' parts are written before one of them counts
-            low = ((head_tile + 1) * programs - 1) // total
-            high = ((head_tile + tiles) * programs - 1) // total
-            if tl.atomic_add(arrived_ptr + low, 1, sem="acq_rel", scope="gpu") == (high - low).to(tl.int32):
+            low, high = _holder(head_tile, share, larger), _holder(head_tile + tiles - 1, share, larger)
+            if tl.atomic_add(arrived_ptr + low, 1, sem="acq_rel", scope="gpu") == high - low:
                 tl.store(arrived_ptr + low, 0)
                 _join(
-                    target, sums_ptr, facts_ptr, low, high, head_tile, total, programs,
+                    target, sums_ptr, facts_ptr, low, high, head_tile, share, larger,
                     GROUP, D, BLOCK_C, BLOCK_G, BLOCK_D,
                 )  # fmt: skip
         tile = stop
 
 
 @jit()
+def _piece(tiles_B, share, GROUPS: tl.constexpr):
+    """The smallest number of tiles, of an equal share's and up to three more, in pieces of which programs suffice for
+    all heads; 0: of none."""
+    piece = 0
+    for more in tl.static_range(3, -1, -1):
+        pieces = tl.sum(tl.cdiv(tiles_B, share + more), axis=0) * GROUPS
+        piece = tl.where(pieces <= tl.num_programs(0), share + more, piece)
+    return piece
+
+
+@jit()
+def _begin(program, share, larger):
+    """The first tile of a program."""
+    return program * share + tl.minimum(program, larger)
+
+
+@jit()
+def _holder(tile, share, larger):
+    """The program that has a tile."""
+    ahead = larger * (share + 1)
+    return tl.where(tile < ahead, tile // (share + 1), larger + (tile - ahead) // tl.maximum(share, 1))
+
+
+@jit()
 def _join(
-    target, sums_ptr, facts_ptr, low, high, head_tile, total, programs,
+    target, sums_ptr, facts_ptr, low, high, head_tile, share, larger,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The parts that programs [low, high] left of a head, added up and written."""
@@ -114,7 +145,7 @@ def _join(
     weight_G = tl.zeros((BLOCK_G,), dtype=tl.float32)
     for begin in range(low, high + 1, BLOCK_C):
         part = begin + tl.arange(0, BLOCK_C)
-        place = 2 * part + (part * total // programs < head_tile)
+        place = 2 * part + (_begin(part, share, larger) < head_tile)
         fact_CG = place[:, None] * GROUP + member[None, :]
         held_CG = (part <= high)[:, None] & (member < GROUP)[None, :]
         most_CG = tl.load(facts_ptr + fact_CG * 2, mask=held_CG, other=float("-inf"), cache_modifier=".cg")

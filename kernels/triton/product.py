@@ -118,18 +118,14 @@ def _product_tile_kernel(
         early_w_NK = tl.load(w_rows + early[None, :])
         if GATED:
             early_up_NK = tl.load(up_rows + early[None, :])
+        if NORMED:
+            early_norm_K = tl.load(norm_ptr + early)
     joined(PDL)
     released(PDL)
     if TWO_PASSES:
         scale_T = _scale(x_rows, width, eps, BLOCK_T, BLOCK_K)
     if EARLY:
         early_x_TK = tl.load(x_rows + early[None, :])
-        if NORMED:
-            early_x_TK, early_squares_TK = _times_norm(early_x_TK, tl.load(norm_ptr + early), scale_T)
-            squares_T += tl.sum(early_squares_TK, axis=1)
-        y_NT = _multiplied(early_w_NK, early_x_TK, y_NT, INTERPRET)
-        if GATED:
-            up_NT = _multiplied(early_up_NK, early_x_TK, up_NT, INTERPRET)
     squares_TK = tl.zeros((BLOCK_T, BLOCK_K), dtype=tl.float32)
     for k in range(begin + EARLY, end, BLOCK_K):
         held = k + column < width
@@ -142,6 +138,13 @@ def _product_tile_kernel(
         if GATED:
             up_NT = _multiplied(_read(up_rows + (k + column)[None, :], held[None, :], EVEN_K), x_TK, up_NT, INTERPRET)
     squares_T += tl.sum(squares_TK, axis=1)
+    if EARLY:  # last, so that the loop's loads are on their way as soon as the wait is over
+        if NORMED:
+            early_x_TK, early_squares_TK = _times_norm(early_x_TK, early_norm_K, scale_T)
+            squares_T += tl.sum(early_squares_TK, axis=1)
+        y_NT = _multiplied(early_w_NK, early_x_TK, y_NT, INTERPRET)
+        if GATED:
+            up_NT = _multiplied(early_up_NK, early_x_TK, up_NT, INTERPRET)
 
     if SPLITS > 1:
         number = above * tl.num_programs(0) + tile

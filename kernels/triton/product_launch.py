@@ -19,12 +19,12 @@ _MIN_ROWS = 16  # of a tile, for matrix units whose right operand is no narrower
 _NARROW_ROWS = 8  # NVIDIA's are
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
 _PROGRAMS_PER_UNIT = 1.6
-_MAX_SPLITS, _MAX_STAGES = 16, 4
+_MAX_SPLITS, _MAX_STAGES = 16, 8
 _EARLY = 128  # of K
 _TILES = ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2))  # of K, stages
 _WIDE = (128, 3)
 _TCGEN05_ROWS = 64  # of a left operand, from which the compiler takes it
-_DEPTHS = ((2, 0), (3, 0), (4, 0), (3, _EARLY))  # stages, and what is loaded early
+_DEPTHS = ((3, 0), (4, 0), (8, 0), (4, _EARLY), (8, _EARLY))  # stages, and what is loaded early
 _ROW_TILE, _ROW_WIDTH = 4, 2048  # 16 KiB of the weight at once
 
 
@@ -120,14 +120,14 @@ def _tile(
 
 
 def _on_chip_bytes(site: Site, launch: Launch) -> int:
-    """What the stages of weight and x take, and the blocks that are loaded early or turned for the store."""
+    """What the stages of weight and x take, and what is loaded early beside them; or the sums, turned for the store."""
     rows = launch["block_n"] * _planes(site)
     if launch["block_t"] == 0:
         return 4 * launch["num_warps"] * launch["block_n"] * _planes(site)
     itemsize = site.dtypes["x"].itemsize
     staged = (rows + launch["block_t"]) * launch["block_k"] * itemsize * launch["num_stages"]
     early = (rows + launch["block_t"]) * launch["early"] * itemsize
-    return int(max(staged, early, 4 * rows * launch["block_t"]) + launch["block_t"] * launch["block_k"] * itemsize)
+    return int(max(staged + early, 4 * rows * launch["block_t"]) + launch["block_t"] * launch["block_k"] * itemsize)
 
 
 def _shares_operand(site: Site, profile: Profile) -> bool:

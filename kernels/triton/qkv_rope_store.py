@@ -32,14 +32,21 @@ def _qkv_rope_store_kernel(
     NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    joined(PDL)
-    released(PDL)
     token = tl.program_id(0).to(tl.int64)
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
     inside = column < D
     held = (head < NUM_HEADS + 2 * GROUPS)[:, None] & inside[None, :]
     turned = (head < NUM_HEADS + GROUPS)[:, None] & (column < 2 * R)[None, :]
     partner = tl.where(column < R, column + R, column - R)
+    # Rotation and slots are older than the kernel before this one (see `overlap.py`).
+    angle = tl.where(column < R, column, column - R)
+    rotation = rotation_ptr + token * rotation_stride + angle
+    cosine_D = tl.load(rotation, mask=column < 2 * R, other=1.0)
+    sine_D = tl.load(rotation + R, mask=column < 2 * R, other=0.0)
+    sine_D = tl.where(column < R, -sine_D, sine_D)
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    joined(PDL)
+    released(PDL)
     rows = qkv_ptr + token * qkv_stride + head[:, None] * D
     x_HD = tl.load(rows + column[None, :], mask=held, other=0.0).to(tl.float32)
     other_HD = tl.load(rows + partner[None, :], mask=held & turned, other=0.0).to(tl.float32)
@@ -49,16 +56,10 @@ def _qkv_rope_store_kernel(
         paired = column < 2 * R
         other_HD *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, partner, paired, NUM_HEADS, GROUPS)
 
-    angle = tl.where(column < R, column, column - R)
-    rotation = rotation_ptr + token * rotation_stride + angle
-    cosine_D = tl.load(rotation, mask=column < 2 * R, other=1.0)
-    sine_D = tl.load(rotation + R, mask=column < 2 * R, other=0.0)
-    sine_D = tl.where(column < R, -sine_D, sine_D)
     y_HD = tl.where(turned, x_HD * cosine_D[None, :] + other_HD * sine_D[None, :], x_HD)
 
     query = q_ptr + (token * NUM_HEADS + head[:, None]) * D + column[None, :]
     tl.store(query, y_HD.to(q_ptr.dtype.element_ty), mask=(head < NUM_HEADS)[:, None] & inside[None, :])
-    slot = tl.load(slots_ptr + token).to(tl.int64)
     if slot >= 0:
         place = slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * slot_stride
         kv_head = head.to(tl.int64) - NUM_HEADS

@@ -20,6 +20,7 @@ from ...backends.contract import Backend
 from ...ops.state import Attending
 from ..batch import Batch
 from ..step import Integers, Step
+from .prompts import PromptGraphs
 from .sampling import SamplingGraphs
 from .slots import SlotTable
 
@@ -43,7 +44,8 @@ class _Captured:
 
 class Graphs:
     """sizes: rows of each graph, ascending. Captured when a step first asks for its size, or all by `capture_all`.
-    sampling: the graphs behind them, or None where the sampler is called."""
+    sampling: the graphs behind them, or None where the sampler is called. prompts: those of steps that read prompts, or
+    None where such steps are called."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Graphs:
         self._page_sizes, self.sampling = page_sizes, sampling
         self._captured: dict[int, _Captured] = {}
         self._logits: torch.Tensor | None = None
+        self.prompts: PromptGraphs | None = None
         self.seconds = 0.0
         self.refusal: str | None = None
         """Why nothing is captured, once that is known."""
@@ -71,12 +74,23 @@ class Graphs:
         """Memory of what was captured; None where the backend does not say."""
         replays = [graph.replay for graph in self._captured.values()]
         replays += self.sampling.replays if self.sampling else []
+        replays += self.prompts.replays if self.prompts else []
         sizes: list[int | None] = [getattr(replay, "num_bytes", None) for replay in replays]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
+    def with_prompts(self, sizes: tuple[int, ...]) -> Graphs:
+        """Itself, with graphs for steps that read prompts: of so many tokens each, with at most as many spans as the
+        largest graph has rows."""
+        self.prompts = PromptGraphs(
+            sizes, self.sizes[-1], self._backend, self._slots, self._page_sizes, self._forward, self._kept
+        )
+        return self
+
     def capture_all(self) -> None:
         """The largest first: the smaller ones then find its memory."""
+        if self.prompts:
+            self.prompts.capture_all()
         for size in reversed(self.sizes):
             graph = self._at(size)
             if graph is not None and self.sampling:

@@ -91,7 +91,9 @@ class Worker:
             logits = self.graphs.run(step.spans[:, 0], step.spans[:, 1])
             if logits is not None:
                 return _fetched(self.graphs.sampled(step) or self._sampled(step, logits))
-        logits = self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
+        logits = self.graphs.prompts.run(step) if self.graphs and self.graphs.prompts else None
+        if logits is None:
+            logits = self.model.forward(self.batch(step), None, self.state, self.ops, self.mesh)
         return _fetched(self._sampled(step, logits)) if len(step.logits) else Sampled.none
 
     def _sampled(self, step: Step, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -22,7 +22,9 @@ FOUND = 86
 def checked(*command: str) -> subprocess.CompletedProcess[str]:
     """The command under the checker, every tensor an allocation of its own, so that its bounds are known."""
     whole = [CHECKER, "--tool", "memcheck", "--error-exitcode", str(FOUND), sys.executable, *command]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    # A worker of pytest-xdist would make the suite below one too.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**own, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return subprocess.run(whole, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
 
 

@@ -50,7 +50,7 @@ from ambidex.bench.trials import Place, compare, expected, trials
 from ambidex.hwprofiles.reader import load
 
 place = Place(load("nvidia-h200-sxm"), torch.device("cpu"), {})
-found = trials("paged_attention_triton")
+found = trials("paged_attention_triton_invariant")
 trial = next(each for each in found if each.case.name == "long" and each.dtype == torch.float32)
 (wanted,) = expected("paged_attention", "long", trial.dtype, False)
 launch = dict(trial.kernel.launch(trial.site, place.profile, 1))
@@ -67,5 +67,30 @@ print("alike")
 def test_how_many_programs_share_a_requests_keys_does_not_change_its_bits() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WITH_SHARES]
+    done = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
+    assert done.stdout == "alike\n", done.stderr
+
+
+SHARES = """
+import torch
+from ambidex.bench.trials import Place, compare, expected, trials
+from ambidex.hwprofiles.reader import load
+
+place = Place(load("nvidia-h200-sxm"), torch.device("cpu"), {})
+for trial in trials("paged_attention_triton"):
+    if trial.dtype == torch.float32 and trial.case.name in ("llama-3.1-8b-decode", "long"):
+        (wanted,) = expected("paged_attention", trial.case.name, trial.dtype, False)
+        launch = dict(trial.kernel.launch(trial.site, place.profile, 1))
+        for programs in (1, 2, 3, 5, 11, 16):  # shares that end with the heads, and shares that do not
+            args, params = next(trial.packings(place))
+            y = trial.kernel.run(*args, **params, **{**launch, "keys": 16, "programs": programs})
+            compare(f"{trial} by {programs} programs", y, wanted, trial.op.tolerance[trial.dtype])
+print("alike")
+"""
+
+
+def test_shares_of_any_number_of_programs_cover_every_key_once() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SHARES]
     done = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
     assert done.stdout == "alike\n", done.stderr

@@ -1,13 +1,16 @@
 """What a plan answers: the smallest degree that holds what is asked, what is short of it in bytes, and the best."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.answer import Answer, answer, missing_bytes
-from ambidex.planning.efficiency import efficiency
+from ambidex.planning.calibration import read
+from ambidex.planning.efficiency import KINDS, efficiency
 from ambidex.planning.goals import best
 from ambidex.planning.plan import deployed, plan, plan_row
 from ambidex.planning.point import Load
@@ -162,3 +165,25 @@ def test_the_best_for_each_goal_is_the_best_of_all_rows() -> None:
     assert rate == max(point["tokens_per_s"] / each["tensor_parallel"] for _, each, point in last)
     assert {row["profile"] for row in found.values()} <= set(runnable)
     assert best(rows, []) == {}
+
+
+def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) -> None:
+    flat = {"axis": [1.0], "shares": [0.5]}
+    overlay = {
+        "profile": "cpu-avx512", "device": "a host", "date": "2026-01-02", "usable_gib": 60.0,
+        "bandwidth_gb_per_s": 50.0, "matrix_tflops": {"bf16": 1.0}, "launch_us": dict.fromkeys(KINDS, 1.0),
+        "step_us": 0.0, "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 0.0, "beside_reading": 0.5,
+        "read_share": 0.5,
+        "curves": dict.fromkeys(KINDS, flat),
+    }  # fmt: skip
+    path = tmp_path / "overlay.yaml"
+    path.write_text(json.dumps(overlay), encoding="utf-8")
+    found = read(path)
+    row = plan_row(SUBJECT, load("cpu-avx512"), "bf16", Question(concurrency=4), found)
+    assert (row["fits"], row["efficiency_source"]) == (True, "calibrated (a host, 2026-01-02)")
+    assert [degree["tensor_parallel"] for degree in row["degrees"]] == [1]
+    assert row["batches"][0]["tpot_ms"] > 2 * 8.03e9 / 25e9 * 1e3 - 50
+    rows = plan(SUBJECT, [load("cpu-avx512"), load("cpu-avx2")], ["bf16", "fp8"], Question(concurrency=4),
+                {"cpu-avx512": found})  # fmt: skip
+    assert [row["fits"] for row in rows] == [True, False, False, False]
+    assert rows[1]["reason"].startswith("cpu-avx512 multiplies no fp8")

@@ -32,7 +32,7 @@ def overlay(**changed: Any) -> dict[str, Any]:
     return {
         "profile": "cpu-avx512", "device": "a CPU", "date": "2026-11-25", "usable_gib": 16.0,
         "bandwidth_gb_per_s": 50.0, "matrix_tflops": {"bf16": 1.0}, "launch_us": MICROS, "step_us": 0.0,
-        "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 5.0, "beside_reading": 0.0,
+        "host_us": 100.0, "host_us_per_request": 1.0, "eager_us": 5.0, "beside_reading": 0.0, "read_share": 1.0,
         "curves": curved(POINTS), **changed,
     }  # fmt: skip
 
@@ -144,6 +144,16 @@ def test_half_the_bandwidth_doubles_what_bandwidth_takes(tmp_path: Path) -> None
     assert whole.limit == "bandwidth"
     assert half.bandwidth == pytest.approx(2 * whole.bandwidth, rel=0.15)  # the intensity moves along the curve
     assert (half.launch, half.host) == (whole.launch, whole.host)
+
+
+def test_many_rows_follow_the_rate_and_few_the_bandwidth(tmp_path: Path) -> None:
+    slow = deployed(overlay(bandwidth_gb_per_s=25.0), tmp_path)
+    weak = deployed(overlay(matrix_tflops={"bf16": 0.5}), tmp_path)
+    usual = deployed(overlay(), tmp_path)
+    prompt = (np.array([0]), np.array([1024]), 1)
+    assert weak.step_time.seconds(*prompt) > 1.8 * usual.step_time.seconds(*prompt)
+    assert slow.step_time.seconds(*prompt) < 1.1 * usual.step_time.seconds(*prompt)
+    assert decode_step(weak, 1, 128).seconds < 1.1 * decode_step(usual, 1, 128).seconds
 
 
 def test_sites_that_no_graph_replays_cost_the_host_only_in_prompts(tmp_path: Path) -> None:

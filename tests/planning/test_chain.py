@@ -57,3 +57,9 @@ def test_without_a_published_rate_nothing_is_said_of_prompts() -> None:
     row = plan_row(SUBJECT, load("cerebras-cs3"), "bf16", Question())
     assert (row["fits"], row["is_bound"], row["efficiency_source"]) == (True, True, SOURCE)
     assert (row["ttft_ms"], row["min_tensor_parallel"], row["num_devices"]) == (None, None, 4)
+
+
+def test_a_degree_that_says_nothing_of_a_chain_is_refused() -> None:
+    row = plan_row(SUBJECT, load("groq-lpu"), "int8", Question(tensor_parallel=2))
+    assert not row["fits"]
+    assert "by a chain of devices" in row["reason"]

@@ -25,7 +25,7 @@ def overlay(gb_per_s: float = 20.0) -> Calibration:
         "profile": profile.name, "device": "this CPU", "date": "2026-11-25", "usable_gib": 4.0,
         "bandwidth_gb_per_s": gb_per_s, "matrix_tflops": {"bf16": 1e6, "fp32": 1e6},
         "launch_us": dict.fromkeys(KINDS, 0.0), "step_us": 0.0, "host_us": 0.0, "host_us_per_request": 0.0,
-        "eager_us": 0.0, "beside_reading": 0.0, "curves": dict.fromkeys(KINDS, POINTS),
+        "eager_us": 0.0, "beside_reading": 0.0, "read_share": 1.0, "curves": dict.fromkeys(KINDS, POINTS),
     }))  # fmt: skip
 
 
@@ -85,6 +85,26 @@ def test_a_host_without_a_calibration_is_refused_before_it_loads(
     monkeypatch.setattr(bench_check, "built_at_random", lambda decided: pytest.fail("it was loaded"))
     with pytest.raises(ConfigError, match="run `ambidex calibrate`"):
         check(None, shape="tiny", device="cpu")
+
+
+def test_the_command_runs_the_check_and_its_options_ask_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "overlay.yaml"
+    overlay().write(path)
+    asked: list[Plan] = []
+
+    def kept(plan: Plan, *_: object) -> dict[str, Any]:
+        asked.append(plan)
+        return {"rows": []}
+
+    monkeypatch.setattr(bench_check, "measure", kept)
+    assert run(["plan", "--check", "--shape", "tiny", "--device", "cpu", "--calibration", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "tiny", "rows": []}
+    assert asked == [Plan(shape=SHAPES["tiny"], device="cpu")]
+    assert run(["plan", "--shape", "tiny"]) == 2
+    assert run(["plan", "--check", "--shape", "9b"]) == 2
+    assert "--check" in capsys.readouterr().err
 
 
 def test_generate_says_what_was_predicted_of_the_run(

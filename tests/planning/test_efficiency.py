@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 ABOVE_0 = st.floats(1e-3, 1e6, allow_nan=False)
-CURVES = st.lists(st.tuples(ABOVE_0, st.floats(0.01, 3.0)), min_size=1, max_size=8, unique_by=lambda pair: pair[0]).map(
+POINTS = st.tuples(ABOVE_0, st.floats(0.01, 3.0))
+CURVES = st.lists(POINTS, min_size=1, max_size=8, unique_by=lambda pair: f"{pair[0]:.6g}").map(
     lambda pairs: shares(pairs, "drawn")
 )
 

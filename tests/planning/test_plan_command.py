@@ -114,6 +114,10 @@ def test_a_page_with_plots(capsys: Capture, tmp_path: Path) -> None:
     assert text.count("<svg") == 3, "latency, cost, roofline"
     assert "Roofline of llama 8B bf16 on amd-mi300x" in text.replace("1 × ", "")
     assert "multiplies no fp4 matrices" in text
+    say(capsys, "--params", "8B", "--profile", "cerebras-cs3", "--html", str(path))
+    text = path.read_text("utf-8")
+    assert "≥–" not in text
+    assert re.search(r'<td class="number">≤[\d,]+</td>', text)
 
 
 def test_a_model_with_a_hostile_name_is_harmless(capsys: Capture, tmp_path: Path) -> None:

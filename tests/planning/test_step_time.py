@@ -35,6 +35,7 @@ def deployed(format_name: str = "bf16", ranks: int = 1, reached: Efficiency = DE
 
 
 WIDE, NARROW, TWO = deployed(), deployed("fp8"), deployed(ranks=2)
+BUSY = deployed(reached=replace(DEFAULT, beside_reading=0.5))
 
 
 def arrays(given_spans: Spans) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ def test_bytes_and_operations_are_those_of_the_ops(given_spans: Spans) -> None:
 @settings(deadline=None)
 @given(spans)
 def test_the_sites_of_a_roofline_are_the_step(given_spans: Spans) -> None:
-    for deployment in (WIDE, NARROW):
+    for deployment in (WIDE, NARROW, BUSY):
         for alone in (True, False):
             chosen = [(first, 1 if alone else count + 1) for first, count in given_spans]
             step = deployment.step_time.breakdown(*arrays(chosen), len(chosen))
@@ -82,10 +83,12 @@ def test_more_is_never_faster(given_spans: Spans, tokens: int, context: int) -> 
         here = seconds(deployment, prompts)
         (first, count), rest = prompts[0], prompts[1:]
         assert seconds(deployment, [*prompts, (0, 2)]) >= here * (1 - 1e-9)
+        assert seconds(deployment, [(first, count + tokens)]) >= seconds(deployment, prompts[:1]) * (1 - 1e-9)
+        # Beside others a prompt also moves the mean of the keys at which the share of all of them is read.
         assert seconds(deployment, [(first, count + tokens), *rest]) >= here * (1 - 0.02)
         decoding = [(each, 1) for each, _ in given_spans]
         longer = [(each + context, 1) for each, _ in given_spans]
-        assert seconds(deployment, longer) >= seconds(deployment, decoding) * (1 - 0.02)
+        assert seconds(deployment, longer) >= seconds(deployment, decoding) * (1 - 1e-9)
 
 
 @settings(deadline=None)
@@ -103,10 +106,10 @@ def test_a_window_never_costs_more(given_spans: Spans, window: int) -> None:
     first, count = arrays(given_spans)
     whole, keys = attention_load(first, count, 0)
     seen, fewer = attention_load(first, count, window)
-    assert (seen <= whole).all()
+    assert all(less <= more for less, more in zip(seen, whole, strict=True))
     assert fewer <= keys
     wide = attention_load(first, count, int((first + count).max()) + 1)
-    assert (wide[0] == whole).all()
+    assert wide[0] == whole
 
 
 def test_a_windowed_model_is_no_slower() -> None:
