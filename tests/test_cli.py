@@ -446,7 +446,7 @@ def test_an_unknown_device(model: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["generate", "--promt", "x"], "did you mean --prompt?"),
+        (["generate", "--promt", "x"], "did you mean --prompt"),
         (["generat", "--prompt", "x"], "Did you mean 'generate'?"),
         (["generate"], "Missing option '--prompt'"),
         (["generate", "--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
