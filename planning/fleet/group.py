@@ -31,11 +31,14 @@ class Group:
     num_failures: int = 0
 
     def was_busy(self, from_s: float, seconds: float) -> None:
-        """A step: counted where it began."""
-        stretch = int(from_s / self.stretch_s)
-        while len(self.busy_s) <= stretch:
+        """A step, which may end in a later stretch than it begins in."""
+        stretch, ends_s = int(from_s / self.stretch_s), from_s + seconds
+        while len(self.busy_s) <= int(ends_s / self.stretch_s):
             self.busy_s.append(0.0)
-        self.busy_s[stretch] += seconds
+        while (edge_s := (stretch + 1) * self.stretch_s) < ends_s:
+            self.busy_s[stretch] += edge_s - from_s
+            stretch, from_s = stretch + 1, edge_s
+        self.busy_s[stretch] += ends_s - from_s
 
     def has_gone(self, worker: Worker, rented_from_s: float, now_s: float) -> None:
         """Its sums are taken over."""

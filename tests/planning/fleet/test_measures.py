@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.deployment import Deployment, deploy
+from ambidex.planning.fleet.group import Group
 from ambidex.planning.fleet.measures import over_time, percentiles
 from ambidex.planning.fleet.sections import facts, sections
 from ambidex.planning.memory import Demand
@@ -15,6 +16,8 @@ from ambidex.planning.point import Load, point
 from ambidex.planning.precision import Precision, precision
 from ambidex.planning.report import page
 from ambidex.planning.subject import sized_subject
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def test_figures_are_the_journals(kit: Any) -> None:
@@ -104,3 +107,14 @@ def test_the_highest_rate_is_kept_and_a_higher_one_is_not(kit: Any, monkeypatch:
     assert kit.run(capacity.hurried(chosen, factor))[1]["goodput"]["share"] >= 0.9
     assert kit.run(capacity.hurried(chosen, 1.1 * factor))[1]["goodput"]["share"] < 0.9
     assert capacity.capacity(kit.scenario(slo={"ttft_ms": 1, "tpot_ms": 1}), Path(), 0.9) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 20), st.floats(1e-6, 9)), min_size=1, max_size=20), st.floats(0.1, 5))
+def test_a_step_is_counted_in_the_stretches_that_it_lies_in(steps: list[tuple[float, float]], stretch_s: float) -> None:
+    group = Group(None, range(1), 1, True, stretch_s)
+    for step in steps:
+        group.was_busy(*step)
+    assert sum(group.busy_s) == pytest.approx(sum(seconds for _, seconds in steps))
+    intervals = [(begin, begin + seconds) for begin, seconds in steps]
+    expected = over_time(intervals, stretch_s, max(end for _, end in intervals))
+    assert group.busy_s[: len(expected)] == pytest.approx(expected.tolist(), abs=1e-6)
