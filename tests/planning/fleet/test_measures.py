@@ -104,3 +104,17 @@ def test_the_highest_rate_is_kept_and_a_higher_one_is_not(kit: Any, monkeypatch:
     assert kit.run(capacity.hurried(chosen, factor))[1]["goodput"]["share"] >= 0.9
     assert kit.run(capacity.hurried(chosen, 1.1 * factor))[1]["goodput"]["share"] < 0.9
     assert capacity.capacity(kit.scenario(slo={"ttft_ms": 1, "tpot_ms": 1}), Path(), 0.9) is None
+
+
+def test_a_report_of_all_at_once_is_no_longer_than_others(kit: Any) -> None:
+    """What arrives within a microsecond is served for seconds."""
+    traffic = {**kit.scenario().traffic.model_dump(), "arrivals": {"kind": "poisson", "rate_per_s": 1e9}}
+    outcome, report = kit.run(kit.scenario(traffic=traffic))
+    (workers,) = report["fleets"][0]["workers"]
+    over_time = workers["over_time"]
+    assert 60 <= len(over_time["utilisation"]) <= 242
+    assert max(over_time["utilisation"]) <= 1 + 1e-9, "a step that is longer than a stretch lies in several"
+    assert over_time["stretch_s"] * len(over_time["utilisation"]) >= outcome.lasted_s
+    seconds = sum(a * b for a, b in zip(over_time["utilisation"], over_time["workers"], strict=True))
+    total = workers["utilisation"] * workers["rented_s"]
+    assert seconds * over_time["stretch_s"] == pytest.approx(total)
