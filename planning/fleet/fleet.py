@@ -89,9 +89,11 @@ class Fleet:
         progress = worker.progress
         assert progress is not None
         for started in progress.started:
-            was_brought = stage.role == "decode"  # then what its cache holds was computed for this very request
-            self._journal.start(started.number, started.time_s, 0 if was_brought else started.num_cached_tokens)
-            worker.unseen.add(started.number)
+            number = started.number
+            if stage.role != "decode":  # where what the cache holds was computed for this very request
+                prompted = int(self._workload.input_tokens[number] + self._journal.generated[number])
+                self._journal.start(number, started.time_s, prompted, started.num_cached_tokens)
+            worker.unseen.add(number)
         for number in worker.unseen.intersection(progress.numbers.tolist()):
             self._journal.first(number, now_s)
             stage.has_begun(number)

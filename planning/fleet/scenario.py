@@ -81,6 +81,8 @@ class FleetSpec(Record):
             raise ValueError(f"workers are {' and '.join(sorted(roles))}: all serve, or some prefill and some decode")
         if "decode" in roles and self.link is None:
             raise ValueError("prefill and decode need a link: give its gb_per_s")
+        if "decode" in roles and len({each.kv_precision for each in self.workers}) > 1:
+            raise ValueError("pages move as they are: give all workers of a split fleet one kv_precision")
         if "decode" not in roles and self.link is not None:
             raise ValueError("a link is given, and no prefill and decode that would use it: leave it out")
         if any(each.most > each.workers for each in self.workers) and self.scaling is None:

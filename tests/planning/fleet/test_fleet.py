@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ambidex.planning.fleet.agenda import Action
 from ambidex.planning.fleet.journal import DONE, LOST, REFUSED, Journal
+from ambidex.runtime.errors import ConfigError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -243,3 +244,24 @@ def test_a_worker_to_whom_pages_are_under_way_does_not_go(kit: Any, seed: int) -
     simulation.agenda.at(1000.0, lambda now_s: pytest.fail("requests wait for ever"))
     outcome = simulation.run()
     assert outcome.journal.num(DONE) == 200
+
+
+def test_no_more_is_found_than_is_asked_for(kit: Any) -> None:
+    """Whoever begins again asks a cache again."""
+    traffic = {
+        **kit.scenario().traffic.model_dump(),
+        "input_tokens": {"kind": "constant", "tokens": 200},
+        "prefixes": {"groups": 1, "tokens": 192},
+    }
+    often = kit.scenario(
+        requests=300, traffic=traffic, failures={"days": 1e-5, "devices": 1}, loading={"gb_per_s": 1e3, "start_s": 0.01}
+    )
+    _, report = kit.run(often)
+    assert report["recomputed"] > 20
+    assert 0.5 < report["prefix_hit_share"] < 1
+
+
+def test_pages_of_one_precision_do_not_become_those_of_another(kit: Any) -> None:
+    kinds = [{**each, "kv_precision": kv} for each, kv in zip(kit.SPLIT["workers"], ("fp8", "bf16"), strict=True)]
+    with pytest.raises(ConfigError, match="one kv_precision"):
+        kit.scenario(fleets=[{**kit.SPLIT, "workers": kinds}])
