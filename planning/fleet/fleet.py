@@ -31,7 +31,7 @@ class Link(Record):
 
 @dataclass(eq=False)
 class Move:
-    """Pages under way. num_tokens: that they hold."""
+    """Pages under way, or waiting at their source for room at the target. num_tokens: that they hold."""
 
     number: int
     source: Worker
@@ -89,9 +89,11 @@ class Fleet:
         progress = worker.progress
         assert progress is not None
         for started in progress.started:
-            was_brought = stage.role == "decode"  # then what its cache holds was computed for this very request
-            self._journal.start(started.number, started.time_s, 0 if was_brought else started.num_cached_tokens)
-            worker.unseen.add(started.number)
+            number = started.number
+            if stage.role != "decode":  # where what the cache holds was computed for this very request
+                prompted = int(self._workload.input_tokens[number] + self._journal.generated[number])
+                self._journal.start(number, started.time_s, prompted, started.num_cached_tokens)
+            worker.unseen.add(number)
         for number in worker.unseen.intersection(progress.numbers.tolist()):
             self._journal.first(number, now_s)
             stage.has_begun(number)
@@ -105,11 +107,15 @@ class Fleet:
         for move in moving:
             del self._moves[move.number]
             self.stages[1].leave(move.number)
+            move.target.send_away(move.number)
+        for move in moving:
             if move.source is not worker:
                 self._free(now_s, move)
+            if move.target is not worker:
+                self.stages[1].wake(move.target, now_s)
         for number in worker.held:
             self._journal.generated[number] += worker.delivered(number)
-        begun = [*worker.held, *(number for number, *_ in worker.incoming)]
+        begun = list(worker.held)
         for number in begun:
             stage.leave(number)
         stage.remove(worker, now_s)
@@ -159,13 +165,15 @@ class Fleet:
         number = move.number
         if self._moves.get(number) is not move:
             return
-        del self._moves[number]
-        self._free(now_s, move)
         generated = int(self._journal.generated[number])
         prompt = self._prompts.of(number, generated)
         left = int(self._workload.output_tokens[number]) - generated
-        move.target.bring(number, prompt, left, move.num_tokens)
+        move.target.bring(number, prompt, left, move.num_tokens, partial(self._let_in, move))
         self.stages[1].wake(move.target, now_s)
+
+    def _let_in(self, move: Move, now_s: float) -> None:
+        del self._moves[move.number]
+        self._free(now_s, move)
 
     def _free(self, now_s: float, move: Move) -> None:
         """The source may put something else where the pages lie."""

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from .worker import Replica, Worker
 
 _BATCH, _CONTEXT, _CHUNK = 64, 1024, 512
+_MOST_STRETCHES = 240
 
 
 @dataclass
 class Group:
-    """places: of its stage, the most workers that it may have. busy_s: by stretch of `stretch_s`. rented: (from, to) of
+    """places: of its stage, the most workers that it may have. busy_s: by stretch of `stretch_s`, which is doubled when
+    the run has become too long for its number. rented: (from, to) of
     each worker that has gone, loading included."""
 
     replica: Replica
@@ -31,14 +33,22 @@ class Group:
     num_failures: int = 0
 
     def was_busy(self, from_s: float, seconds: float) -> None:
-        """A step, which may end in a later stretch than it begins in."""
-        stretch, ends_s = int(from_s / self.stretch_s), from_s + seconds
-        while len(self.busy_s) <= int(ends_s / self.stretch_s):
-            self.busy_s.append(0.0)
-        while (edge_s := (stretch + 1) * self.stretch_s) < ends_s:
-            self.busy_s[stretch] += edge_s - from_s
-            stretch, from_s = stretch + 1, edge_s
-        self.busy_s[stretch] += ends_s - from_s
+        """A step, counted in the stretches that it lies in."""
+        until_s = from_s + seconds
+        self.reach(until_s)
+        first, last = int(from_s / self.stretch_s), int(until_s / self.stretch_s)
+        self.busy_s += [0.0] * (last + 1 - len(self.busy_s))
+        for stretch in range(first, last):
+            ends_s = (stretch + 1) * self.stretch_s
+            self.busy_s[stretch] += ends_s - from_s
+            from_s = ends_s
+        self.busy_s[last] += until_s - from_s
+
+    def reach(self, time_s: float) -> None:
+        """Stretches that reach so far are no more than a report shows."""
+        while time_s / self.stretch_s >= _MOST_STRETCHES:
+            self.stretch_s *= 2.0
+            self.busy_s = [sum(self.busy_s[at : at + 2]) for at in range(0, len(self.busy_s), 2)]
 
     def has_gone(self, worker: Worker, rented_from_s: float, now_s: float) -> None:
         """Its sums are taken over."""

@@ -11,23 +11,25 @@ WAITING, DONE, REFUSED, LOST = 0, 1, 2, 3
 
 class Journal:
     """R requests. started_s: first given a slot; first_s, ended_s: the first and last token; generated: tokens that
-    reached the caller; cached: prompt tokens found in a prefix cache, over all attempts; attempts: workers that began
-    it from its prompt. state: one of the four above."""
+    reached the caller; prompted, cached: prompt tokens, and those of them found in a prefix cache, over all attempts;
+    attempts: workers that began it from its prompt. state: one of the four above."""
 
     def __init__(self, num_requests: int) -> None:
         self.started_s = np.full(num_requests, np.nan)
         self.first_s = np.full(num_requests, np.nan)
         self.ended_s = np.full(num_requests, np.nan)
         self.generated = np.zeros(num_requests, dtype=np.int64)
+        self.prompted = np.zeros(num_requests, dtype=np.int64)
         self.cached = np.zeros(num_requests, dtype=np.int64)
         self.attempts = np.zeros(num_requests, dtype=np.int32)
         self.state = np.zeros(num_requests, dtype=np.int8)
         self.remaining = num_requests
         self.refusal: str | None = None  # why the first of them was refused
 
-    def start(self, number: int, time_s: float, cached: int) -> None:
+    def start(self, number: int, time_s: float, prompted: int, cached: int) -> None:
         if np.isnan(self.started_s[number]):
             self.started_s[number] = time_s
+        self.prompted[number] += prompted
         self.cached[number] += cached
 
     def first(self, number: int, time_s: float) -> None:

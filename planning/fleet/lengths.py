@@ -9,22 +9,22 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from .record import Count, Positive, Record
+from .record import Positive, Record, Tokens
 
 Integers = NDArray[np.int64]
 
 
 class Constant(Record):
     kind: Literal["constant"]
-    tokens: Count
+    tokens: Tokens
 
     def draw(self, draw: Generator, count: int) -> Integers:
         return np.full(count, self.tokens, dtype=np.int64)
 
 
 class _Bounded(Record):
-    min_tokens: Count = 1
-    max_tokens: Count
+    min_tokens: Tokens = 1
+    max_tokens: Tokens
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
@@ -51,7 +51,8 @@ class LogNormal(_Bounded):
     sigma: Positive
 
     def draw(self, draw: Generator, count: int) -> Integers:
-        return self._within(self.median_tokens * np.exp(self.sigma * draw.standard_normal(count)))
+        with np.errstate(over="ignore"):  # what is beyond all bounds is cut to them
+            return self._within(self.median_tokens * np.exp(self.sigma * draw.standard_normal(count)))
 
 
 class Pareto(_Bounded):

@@ -42,7 +42,7 @@ def measures(scenario: Scenario, outcome: Outcome) -> dict[str, Any]:
         **_cost(groups, _generated(journal, everything)),
         "steps": steps,
         "mean_batch": _share(sum(group.num_spans for group in groups), steps),
-        "prefix_hit_share": _share(int(journal.cached.sum()), int(workload.input_tokens[journal.done].sum())),
+        "prefix_hit_share": _share(int(journal.cached.sum()), int(journal.prompted.sum())),
         "failures": sum(group.num_failures for group in groups),
         "recomputed": int((journal.attempts > 1).sum()),
         "fleets": [

@@ -66,7 +66,7 @@ class Scaler:
         serving = stage.loads.num_open + len(stage.loading)
         if wanted >= serving:
             self._calm_since_s = None
-            for _ in range(wanted - serving):
+            for _ in range(min(wanted - serving, len(stage.workers))):
                 self._rent(now_s)
             return
         if self._calm_since_s is None:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ...runtime.errors import ConfigError
 from .failing import Failures
 from .fleet import Link
-from .record import Count, Record
+from .record import Count, Positive, Record
 from .routing import policy
 from .scaling import Loading, Scaling
 from .workload import Slo, Traffic
@@ -60,7 +60,7 @@ class FleetSpec(Record):
     model: str | None = None
     params: str | None = None
     family: str = "llama"
-    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    share: Positive = 1.0
     routing: str = "least_pending_tokens"
     workers: Annotated[tuple[Workers, ...], Field(min_length=1)]
     link: Link | None = None
@@ -81,6 +81,10 @@ class FleetSpec(Record):
             raise ValueError(f"workers are {' and '.join(sorted(roles))}: all serve, or some prefill and some decode")
         if "decode" in roles and self.link is None:
             raise ValueError("prefill and decode need a link: give its gb_per_s")
+        if "decode" in roles and len({each.kv_precision for each in self.workers}) > 1:
+            raise ValueError("pages move as they are: give all workers of a split fleet one kv_precision")
+        if "decode" not in roles and self.link is not None:
+            raise ValueError("a link is given, and no prefill and decode that would use it: leave it out")
         if any(each.most > each.workers for each in self.workers) and self.scaling is None:
             raise ValueError("max_workers is given, and no scaling that would reach it: give scaling")
         return self
@@ -153,6 +157,8 @@ def read_scenario(name: str | None = None, file: Path | None = None) -> tuple[Sc
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: no valid YAML: {getattr(error, 'problem', error)}; correct it") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, a number of 5,000 digits, 5,000 brackets
+        raise ConfigError(f"{path}: no valid YAML: {error}; correct it") from None
     return parse(data, str(path)), path.parent
 
 

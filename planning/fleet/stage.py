@@ -93,6 +93,8 @@ class Stage:
         """The sums of those that are here still, and the rent of those that load."""
         for worker in [each for each in self.workers if each is not None]:
             self.remove(worker, now_s)
+        for group in self.groups:
+            group.reach(now_s)
         for place, since_s in self._rented_from.items():
             self.group_of[place].rented.append((since_s, now_s))
 
@@ -123,5 +125,7 @@ class Stage:
         self._step(worker, now_s)
 
     def _retire(self, worker: Worker, now_s: float) -> None:
-        if worker.is_alive and not worker.held and not worker.incoming and worker.progress is None:
+        """It goes when nothing is there, comes, or is read."""
+        has_requests = worker.held or self.loads.requests[worker.slot]
+        if worker.is_alive and not has_requests and not worker.num_lent and worker.progress is None:
             self.remove(worker, now_s)

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import ConfigError
+from .record import MOST_TOKENS
 
+_YEARS = range(1700, 2250)  # that nanoseconds of 64 bits hold
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -61,13 +63,18 @@ def _request(row: list[str], places: list[int], where: str) -> tuple[np.datetime
     try:
         moment, inputs, outputs = (row[place].strip() for place in places)
         found = _moment(moment), int(inputs), int(outputs)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, OverflowError):
         raise ConfigError(f"{where}: {','.join(row)[:80]!r} is no request: {','.join(COLUMNS)} are wanted") from None
-    if found[1] < 1 or found[2] < 1 or np.isnat(found[0]):
-        raise ConfigError(f"{where}: a request has a time, and at least one token in and one out")
+    if min(found[1:]) < 1:
+        raise ConfigError(f"{where}: a request has at least one token in and one out")
+    if max(found[1:]) > MOST_TOKENS:
+        raise ConfigError(f"{where}: a request has at most {MOST_TOKENS:,} tokens in and as many out")
     return found
 
 
 def _moment(text: str) -> np.datetime64:
     """`2023-11-16 18:15:46.6805900`; the later traces write UTC's offset behind it."""
-    return np.datetime64(text.removesuffix("Z").removesuffix("+00:00"), "ns")
+    utc = text.removesuffix("Z").removesuffix("+00:00")
+    if int(utc[:4]) not in _YEARS or "+" in utc or utc.count("-") > 2:
+        raise ValueError("a time in UTC is wanted")
+    return np.datetime64(utc, "ns")

@@ -99,7 +99,7 @@ class Worker:
     """One replica that runs. slot: its place in its stage. held: the tokens to come of each request
     that it has. progress: what the step under way will have brought when it
     ends. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
-    them have come as pages) from other workers, not let in yet."""
+    them come as pages, whom to tell) from other workers, not let in yet. num_lent: transfers that read its pages."""
 
     def __init__(self, replica: Replica, slot: int, now_s: float, *, prefix_caching: bool) -> None:
         self.replica, self.slot, self.started_s = replica, slot, now_s
@@ -120,8 +120,8 @@ class Worker:
         self.progress: Progress | None = None
         self.held: dict[int, int] = {}
         self.unseen: set[int] = set()
-        self.incoming: deque[tuple[int, Integers, int, int]] = deque()
-        self.is_alive, self.is_draining, self.link_free_s = True, False, 0.0
+        self.incoming: deque[tuple[int, Integers, int, int, Callable[[float], None]]] = deque()
+        self.is_alive, self.is_draining, self.link_free_s, self.num_lent = True, False, 0.0, 0
 
     def submit(self, number: int, prompt: Integers, max_tokens: int, num_brought: int = 0) -> None:
         """RequestError: this replica cannot serve it."""
@@ -129,16 +129,23 @@ class Worker:
         self.engine.submit(submission, num_brought)
         self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
 
-    def bring(self, number: int, prompt: Integers, max_tokens: int, num_brought: int) -> None:
-        """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room."""
-        self.incoming.append((number, prompt, max_tokens, num_brought))
+    def bring(
+        self, number: int, prompt: Integers, max_tokens: int, num_brought: int, let_in: Callable[[float], None]
+    ) -> None:
+        """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room, and
+        `let_in` told the time."""
+        self.incoming.append((number, prompt, max_tokens, num_brought, let_in))
+
+    def send_away(self, number: int) -> None:
+        """A request that was brought and is not let in does not come."""
+        self.incoming = deque(each for each in self.incoming if each[0] != number)
 
     def begin(self, now_s: float) -> float | None:
         """Plans a step and runs it: the time at which it will have ended; None if there is nothing to do, or nobody can
         be let in as long as others read what lies in the pages."""
         self.backend.idle_until(now_s)
         if self.incoming:
-            self._let_in()
+            self._let_in(now_s)
         if not self.engine.has_work:
             return None
         progress = self.engine.step()
@@ -147,18 +154,17 @@ class Worker:
         self.progress = progress
         return self.backend.clock()
 
-    def _let_in(self) -> None:
-        """What has come waits outside until its pages have room, so that they are not put out again by others."""
-        scheduler = self.scheduler
+    def _let_in(self, now_s: float) -> None:
+        """What has come waits outside until the next step would let it in, so that its pages are not put out again."""
+        lengths: list[int] = []
         while self.incoming:
-            number, prompt, max_tokens, num_brought = self.incoming[0]
-            is_free = scheduler.running.num_free > len(scheduler.waiting)
-            if scheduler and not (
-                is_free and moves.has_room(scheduler.admission, len(prompt) + self.replica.page_size)
-            ):
+            number, prompt, max_tokens, num_brought, let_in = self.incoming[0]
+            lengths.append(len(prompt))
+            if self.scheduler and (len(self.scheduler.waiting) >= len(lengths) or not self.scheduler.has_room(lengths)):
                 return
             self.incoming.popleft()
             self.submit(number, prompt, max_tokens, num_brought)
+            let_in(now_s)
 
     def delivered(self, number: int) -> int:
         """Integers of a held request that have left this worker: those of the step under way have not."""
@@ -172,7 +178,9 @@ class Worker:
         """Keeps the prompt's whole pages in place while they are read; and how many tokens they hold."""
         keys = {_GROUP: PageKeys(root_key("", "", ""), self.replica.page_size).of(prompt.astype(np.int32))}
         pages = moves.lend(self.scheduler.admission, keys)
+        self.num_lent += 1
         return pages, len(pages[_GROUP]) * self.replica.page_size
 
     def take_back(self, pages: moves.Pages) -> None:
         moves.take_back(self.scheduler.admission, pages)
+        self.num_lent -= 1

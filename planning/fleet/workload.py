@@ -16,7 +16,7 @@ from pydantic import Field
 
 from .arrivals import Arrivals, Trace
 from .lengths import Constant, Lengths
-from .record import Count, Record, Share
+from .record import Count, Record, Share, Tokens
 from .trace import read_trace
 from .worker import SAMPLED_ID, VOCABULARY
 
@@ -29,7 +29,7 @@ class Prefixes(Record):
     """So many beginnings, each of so many tokens; the share of requests that begin with one of them."""
 
     groups: Count
-    tokens: Count
+    tokens: Tokens
     share: Share = 1.0
 
 

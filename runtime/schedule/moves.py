@@ -36,12 +36,6 @@ def take_back(admission: Admission, pages: Pages) -> None:
         admission.pools[group].give_back(lent)
 
 
-def has_room(admission: Admission, num_tokens: int) -> bool:
-    """Whether so many tokens find pages now."""
-    sizes = admission.page_sizes.items()
-    return all(admission.pools[group].num_free >= -(-num_tokens // size) for group, size in sizes)
-
-
 def receive(admission: Admission, keys: Keys) -> Pages:
     """The pages that a transfer writes, with what is there already of this content left out; found from now on. As many
     as there is room for: a request whose pages are not all found computes the rest."""
@@ -50,7 +44,7 @@ def receive(admission: Admission, keys: Keys) -> Pages:
         pool = admission.pools[group]
         found = pool.find(names)
         pool.share(found)
-        missing = names[len(found) :]
+        missing = [name for name in names[len(found) :] if not pool.find([name])]
         taken = pool.take(min(len(missing), pool.num_free))
         for page, name in zip(taken, missing, strict=False):
             pool.keep(page, name)

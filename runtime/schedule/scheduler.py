@@ -11,7 +11,7 @@ Integers and numpy arrays only; time enters as numbers that the caller gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,6 +258,16 @@ class Scheduler:
             deltas.add_slot(request, placed, is_first=not request.has_started)
             request.has_started = True
             self._prefill(request, deltas)
+
+    def has_room(self, lengths: Sequence[int]) -> bool:
+        """Whether newcomers of so many tokens, and one more each, would find slots and pages in the next step, once the
+        running ones have grown."""
+        running = len(self.running)
+        spare = running + self._reserve(running + len(lengths))
+        return len(lengths) <= self.running.num_free and all(
+            self.pools[group].num_free >= sum(length // size + 1 for length in lengths) + spare
+            for group, size in self.page_sizes.items()
+        )
 
     def _reserve(self, num_running: int) -> int:
         """Pages that admission leaves for the running ones: the more of them, the more often they ran out lately."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ambidex.planning.fleet.agenda import Action
 from ambidex.planning.fleet.journal import DONE, LOST, REFUSED, Journal
+from ambidex.runtime.errors import ConfigError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -189,3 +190,78 @@ def test_a_request_ends_only_once() -> None:
     journal.end(0, 1.0, 5)
     with pytest.raises(AssertionError, match="twice"):
         journal.lose(0)
+
+
+def short_of_pages(kit: Any, kv_cache_tokens: int) -> tuple[Any, dict[str, Any]]:
+    """Prompts come four times as fast as one worker, whose pages hold four requests, answers them."""
+    kinds = [{"profile": "x", "role": role, "workers": many} for role, many in (("prefill", 4), ("decode", 1))]
+    traffic = {
+        "arrivals": {"kind": "poisson", "rate_per_s": 100},
+        "input_tokens": {"kind": "constant", "tokens": 200},
+        "output_tokens": {"kind": "uniform", "min_tokens": 2, "max_tokens": 40},
+    }
+    split = {**kit.SPLIT, "link": {"gb_per_s": 1000.0}, "workers": kinds}
+    chosen = kit.scenario(requests=200, fleets=[split], traffic=traffic)
+    found: tuple[Any, dict[str, Any]] = kit.run(chosen, kit.Round(kv_cache_tokens=kv_cache_tokens))
+    return found
+
+
+def test_what_is_brought_is_not_put_out_before_it_is_let_in(kit: Any) -> None:
+    """Behind 12 full pages of 16 tokens 8 are left of a prompt, and the first token."""
+    for kv_cache_tokens in (640, 1024, 4096):
+        _, report = short_of_pages(kit, kv_cache_tokens)
+        assert report["fleets"][0]["workers"][1]["computed_prompt_tokens"] == 200 * 9
+
+
+def test_pages_stay_at_their_source_until_the_target_has_room(kit: Any) -> None:
+    """So whoever answers too slowly holds up the prompts, instead of KV lying nowhere."""
+    _, narrow = short_of_pages(kit, 640)
+    _, wide = short_of_pages(kit, 1 << 16)
+    assert narrow["requests"]["done"] == wide["requests"]["done"] == 200
+    assert narrow["ttft_ms"]["p99"] > 3 * wide["ttft_ms"]["p99"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_worker_to_whom_pages_are_under_way_does_not_go(kit: Any, seed: int) -> None:
+    """Scaling lets workers go while what they shall answer is still on a slow link."""
+    kinds = [
+        {"profile": "x", "role": "prefill", "workers": 1, "max_workers": 3},
+        {"profile": "x", "role": "decode", "workers": 1, "max_workers": 4},
+    ]
+    split = {
+        **kit.SPLIT, "link": {"gb_per_s": 1.0, "latency_ms": 3000}, "workers": kinds,
+        "scaling": {"every_s": 0.5, "requests_per_worker": 4, "calm_s": 0.5},
+    }  # fmt: skip
+    traffic = {
+        "arrivals": {"kind": "waves", "rate_per_s": 10, "swing": 0.95, "period_s": 10},
+        "input_tokens": {"kind": "constant", "tokens": 100},
+        "output_tokens": {"kind": "constant", "tokens": 20},
+    }
+    failures = {"at": [{"time_s": 4.0, "stage": stage, "place": 0} for stage in (0, 1)]}
+    simulation = kit.simulation(
+        kit.scenario(seed=seed, requests=200, fleets=[split], traffic=traffic, failures=failures)
+    )
+    simulation.agenda.at(1000.0, lambda now_s: pytest.fail("requests wait for ever"))
+    outcome = simulation.run()
+    assert outcome.journal.num(DONE) == 200
+
+
+def test_no_more_is_found_than_is_asked_for(kit: Any) -> None:
+    """Whoever begins again asks a cache again."""
+    traffic = {
+        **kit.scenario().traffic.model_dump(),
+        "input_tokens": {"kind": "constant", "tokens": 200},
+        "prefixes": {"groups": 1, "tokens": 192},
+    }
+    often = kit.scenario(
+        requests=300, traffic=traffic, failures={"days": 1e-5, "devices": 1}, loading={"gb_per_s": 1e3, "start_s": 0.01}
+    )
+    _, report = kit.run(often)
+    assert report["recomputed"] > 20
+    assert 0.5 < report["prefix_hit_share"] < 1
+
+
+def test_pages_of_one_precision_do_not_become_those_of_another(kit: Any) -> None:
+    kinds = [{**each, "kv_precision": kv} for each, kv in zip(kit.SPLIT["workers"], ("fp8", "bf16"), strict=True)]
+    with pytest.raises(ConfigError, match="one kv_precision"):
+        kit.scenario(fleets=[{**kit.SPLIT, "workers": kinds}])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.deployment import Deployment, deploy
-from ambidex.planning.fleet.group import Group
 from ambidex.planning.fleet.measures import over_time, percentiles
 from ambidex.planning.fleet.sections import facts, sections
 from ambidex.planning.memory import Demand
@@ -16,8 +15,6 @@ from ambidex.planning.point import Load, point
 from ambidex.planning.precision import Precision, precision
 from ambidex.planning.report import page
 from ambidex.planning.subject import sized_subject
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def test_figures_are_the_journals(kit: Any) -> None:
@@ -109,12 +106,15 @@ def test_the_highest_rate_is_kept_and_a_higher_one_is_not(kit: Any, monkeypatch:
     assert capacity.capacity(kit.scenario(slo={"ttft_ms": 1, "tpot_ms": 1}), Path(), 0.9) is None
 
 
-@given(st.lists(st.tuples(st.floats(0, 20), st.floats(1e-6, 9)), min_size=1, max_size=20), st.floats(0.1, 5))
-def test_a_step_is_counted_in_the_stretches_that_it_lies_in(steps: list[tuple[float, float]], stretch_s: float) -> None:
-    group = Group(None, range(1), 1, True, stretch_s)
-    for step in steps:
-        group.was_busy(*step)
-    assert sum(group.busy_s) == pytest.approx(sum(seconds for _, seconds in steps))
-    intervals = [(begin, begin + seconds) for begin, seconds in steps]
-    expected = over_time(intervals, stretch_s, max(end for _, end in intervals))
-    assert group.busy_s[: len(expected)] == pytest.approx(expected.tolist(), abs=1e-6)
+def test_a_report_of_all_at_once_is_no_longer_than_others(kit: Any) -> None:
+    """What arrives within a microsecond is served for seconds."""
+    traffic = {**kit.scenario().traffic.model_dump(), "arrivals": {"kind": "poisson", "rate_per_s": 1e9}}
+    outcome, report = kit.run(kit.scenario(traffic=traffic))
+    (workers,) = report["fleets"][0]["workers"]
+    over_time = workers["over_time"]
+    assert 60 <= len(over_time["utilisation"]) <= 242
+    assert max(over_time["utilisation"]) <= 1 + 1e-9, "a step that is longer than a stretch lies in several"
+    assert over_time["stretch_s"] * len(over_time["utilisation"]) >= outcome.lasted_s
+    seconds = sum(a * b for a, b in zip(over_time["utilisation"], over_time["workers"], strict=True))
+    total = workers["utilisation"] * workers["rented_s"]
+    assert seconds * over_time["stretch_s"] == pytest.approx(total)

@@ -82,6 +82,22 @@ def test_the_million_is_what_it_says() -> None:
         (GOOD, "- a\n- b", "is no mapping of fields"),
         (GOOD, "a: [", r"mine.yaml:1: no valid YAML"),
         (GOOD, "a: !!python/object:os.system {}", "no valid YAML"),
+        (GOOD, "a: " + "[" * 5000, "no valid YAML: maximum recursion"),
+        (GOOD, "a: " + "1" * 5000, "no valid YAML: Exceeds the limit"),
+        (GOOD, "a: 2023-99-99", "no valid YAML: month must be"),
+        ("rate_per_s: 5", "rate_per_s: 1.0e-300", "traffic.arrivals.rate_per_s: Input should be 1e-09 or more"),
+        ("requests: 10", f"requests: {10**30}", "requests: Input should be less than or equal to 100000000"),
+        (
+            "tokens: 10}",
+            f"tokens: {10**30}" + "}",
+            "output_tokens.tokens: Input should be less than or equal to 16777216",
+        ),
+        (
+            "kind: poisson, rate_per_s: 5",
+            "kind: bursts, calm_per_s: 1e-9, burst_per_s: 1e-9, mean_calm_s: 1, mean_burst_s: 1",
+            "fewer than 0.01 requests",
+        ),
+        ("slo:", "    link: {gb_per_s: 1}\nslo:", "fleets.0: a link is given, and no prefill and decode"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -143,9 +143,14 @@ def test_a_trace_is_repeated_and_hurried(tmp_path: Path) -> None:
         (_HEADER + "2023-11-16 18:15:46,1,1\nyesterday,5,5\n", "t.csv:3: 'yesterday,5,5' is no request"),
         (_HEADER + "2023-11-16 18:15:46,x,1\n", "t.csv:2: .* is no request"),
         (_HEADER + "2023-11-16 18:15:46,1\n", "t.csv:2: .* is no request"),
-        (_HEADER + "2023-11-16 18:15:46,0,1\n", "t.csv:2: a request has a time, and at least one token in and one out"),
+        (_HEADER + "2023-11-16 18:15:46,0,1\n", "t.csv:2: a request has at least one token in and one out"),
         (_HEADER + "2023-11-16 18:15:46,1,-4\n", "at least one token in and one out"),
-        (_HEADER + "NaT,1,4\n", "a request has a time"),
+        (_HEADER + "NaT,1,4\n", "t.csv:2: .* is no request"),
+        (_HEADER + "now,1,4\n", "t.csv:2: .* is no request"),
+        (_HEADER + "9999-01-01,1,4\n", "t.csv:2: .* is no request"),
+        (_HEADER + "2023-11-16 18:15:46+02:00,1,4\n", "t.csv:2: .* is no request"),
+        (_HEADER + "2023-11-16 18:15:46,1000000000000,4\n", "t.csv:2: a request has at most 16,777,216 tokens"),
+        (_HEADER + f"2023-11-16 18:15:46,1,{10**30}\n", "t.csv:2: a request has at most 16,777,216 tokens"),
     ],
 )
 def test_a_trace_that_is_none_says_where(tmp_path: Path, text: str, said: str) -> None:
@@ -158,3 +163,23 @@ def test_a_trace_that_is_none_says_where(tmp_path: Path, text: str, said: str) -
 def test_a_trace_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the trace .*gone\.csv"):
         read_trace(tmp_path / "gone.csv")
+
+
+def test_few_requests_of_bursts_come_as_fast_as_many() -> None:
+    arrivals = {"kind": "bursts", "calm_per_s": 60, "burst_per_s": 120, "mean_calm_s": 60, "mean_burst_s": 15}
+    asked = Traffic.model_validate({**traffic().model_dump(), "arrivals": arrivals})
+    few, many = (draw_workload(asked, count, 1, [1.0], Path()).arrival_s for count in (60, 9000))
+    assert np.array_equal(few, many[:60])
+    assert 60 / few[-1] > 30
+    huge = {**arrivals, "calm_per_s": 1e9, "burst_per_s": 1e9}
+    hurried = draw_workload(Traffic.model_validate({**traffic().model_dump(), "arrivals": huge}), 500, 1, [1.0], Path())
+    assert 500 / hurried.arrival_s[-1] == pytest.approx(1e9, rel=0.3)
+    assert (np.diff(hurried.arrival_s) > 0).all()
+
+
+def test_waves_keep_their_shape_over_many_periods() -> None:
+    arrivals = {"kind": "waves", "rate_per_s": 1, "swing": 0.9, "period_s": 1.0}
+    asked = Traffic.model_validate({**traffic().model_dump(), "arrivals": arrivals})
+    phase = draw_workload(asked, 200_000, 1, [1.0], Path()).arrival_s % 1.0
+    in_the_middle = (np.abs(phase - 0.5) < 0.25).mean()
+    assert in_the_middle == pytest.approx(0.5 + 0.9 / np.pi, rel=0.02)

@@ -78,10 +78,22 @@ def test_what_is_there_already_is_not_written_again() -> None:
 def test_without_room_as_much_is_received_as_fits_from_the_beginning(held: int) -> None:
     target = admission(4)
     target.pools["kv"].take(held)
-    assert moves.has_room(target, 8) == (held == 2)
     keys = moves.content(_SIZES, request(11), 11)
     assert len(moves.receive(target, keys)["kv"]) == min(4 - held, 2)
     assert len(target.pools["kv"].find(keys["kv"])) == min(4 - held, 2)
+
+
+def test_what_is_kept_behind_a_gap_is_not_written_either() -> None:
+    """Its beginning was put out: a second page of that name would be nobody's, and others could take it."""
+    target = admission(8)
+    computed(target, 12)
+    pool = target.pools["kv"]
+    names = moves.content(_SIZES, request(13), 12)["kv"]
+    kept = pool.find(names)
+    pool.forget(kept[:1])
+    written = moves.receive(target, moves.content(_SIZES, request(13), 12))
+    assert len(written["kv"]) == 1
+    assert pool.find(names) == [*written["kv"], *kept[1:]]
 
 
 def test_others_do_not_find_it() -> None:
