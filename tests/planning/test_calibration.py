@@ -55,6 +55,7 @@ BAD: dict[str, tuple[object, str]] = {
     "missing": (without("host_us"), "host_us: is missing"),
     "unknown": (overlay(hosts_us=1.0), "hosts_us: is not a field"),
     "a number as text": (overlay(bandwidth_gb_per_s="50"), "bandwidth_gb_per_s: "),
+    "what a terminal obeys": (overlay(device="a CPU \x1b[2J!"), "device: "),
     "below 0": (overlay(step_us=-1.0), "step_us: "),
     "not finite": (overlay(bandwidth_gb_per_s=float("nan")), "bandwidth_gb_per_s: "),
     "no day": (overlay(date="2026-11-31"), "date: "),
