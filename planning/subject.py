@@ -31,7 +31,8 @@ _HEAD_SIZE, _KV_HEADS, _MAX_POSITIONS = 128, 8, 131_072
 
 @dataclass(frozen=True)
 class Subject:
-    """config: in 16 bits, whatever the checkpoint's are. num_parameters: all that it asks for. checkpoint_bytes: of the tensors in its files; None: not known."""
+    """config: in 16 bits, whatever the checkpoint's are. num_parameters: all that it asks for. checkpoint_bytes: of
+    the tensors in its files; None: not known."""
 
     name: str
     config: ModelConfig
