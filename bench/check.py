@@ -29,6 +29,7 @@ from ..planning.point import decode_step, prompt_s
 from ..planning.present import present
 from ..planning.step_time import StepTime
 from ..runtime.build import Built, build_measured
+from ..runtime.errors import ConfigError
 from ..runtime.holdings import run_and_measure
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide
@@ -62,7 +63,7 @@ class Plan:
 
 def measure(plan: Plan, calibration: Calibration | None, tick: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Every case as plain values. calibration: of the present device's profile. Errors: those of
-    `runtime.start.decide`, and `planning.present.present`."""
+    `runtime.start.decide`, and `planning.present.present`; ConfigError: no case fits."""
     with _folder(plan) as folder:
         decided, cases = _decided(plan, folder)
         planned = present(decided, calibration)  # refused before anything is loaded
@@ -123,7 +124,13 @@ def _decided(plan: Plan, folder: str | None) -> tuple[Decisions, list[tuple[int,
         return max(batch, 1) * -(-(context + SPARE_TOKENS) // unit) * unit
 
     cases = [case for case in plan.cases() if case[1] + SPARE_TOKENS <= most and held(*case) <= free.kv_cache_tokens]
-    tokens = max((held(*case) for case in cases), default=most)
+    if not cases:
+        shortest = min(length for _, length in plan.cases())
+        raise ConfigError(
+            f"no case fits: the shortest has {shortest:,} tokens and {SPARE_TOKENS} to spare, requests may be {most:,} "
+            f"long and the cache holds {free.kv_cache_tokens:,} tokens"
+        )
+    tokens = max(held(*case) for case in cases)
     return decide(replace(options, max_model_len=most, kv_cache_tokens=tokens)), cases
 
 

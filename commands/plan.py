@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,7 @@ Params = Annotated[
 
 
 def plan(
+    context_of: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", show_default=False, help="Folder or hub id; config and headers are read."),
@@ -78,13 +79,17 @@ def plan(
     Every profile and format where none is named, and the best for latency, throughput and cost.
     """
     if published:
-        if model is not None or params is not None or html is not None:
+        if left := _given(context_of, {"published", "as_object"}):
             raise typer.BadParameter(
-                "its models are those of the figures: leave out what else is asked", param_hint="--published"
+                f"its models are those of the figures: leave out what else is asked ({left})", param_hint="--published"
             )
         plan_published.published(as_object)
         return
     if check:
+        if left := _given(context_of, {"check", "model", "shape", "device", "calibration", "as_object"}):
+            raise typer.BadParameter(
+                f"it runs what is here: leave out what else is asked ({left})", param_hint="--check"
+            )
         from .plan_check import check as checked
 
         checked(model, shape=shape, device=device, calibration=calibration, as_object=as_object)
@@ -98,6 +103,8 @@ def plan(
     from ..planning.precision import FORMATS
     from ..planning.question import Question
 
+    if params is None and "--family" in _given(context_of, set()):
+        raise typer.BadParameter("it is that of --params: a model names its own", param_hint="--family")
     question = Question(
         Load(input_len, output_len), context, concurrency, kv_format, tensor_parallel, max_num_seqs, token_budget,
         load_gb_per_s,
@@ -106,7 +113,9 @@ def plan(
     profiles = _profiles(profile)
     subject = _subject(model, params, family)
     calibrations = {each.name: found for each in profiles if (found := find(each, calibration))}
-    rows = planned(subject, profiles, format_name or FORMATS, question, calibrations)
+    if calibration is not None and not calibrations:
+        raise typer.BadParameter(f"{calibration} is of no profile that is asked for", param_hint="--calibration")
+    rows = planned(subject, profiles, list(dict.fromkeys(format_name or FORMATS)), question, calibrations)
     goals = best(rows, [each.name for each in profiles if each.backend])
     if html is not None:
         html.write_text(_page(subject, question, rows, goals, profiles, calibrations), encoding="utf-8")
@@ -119,6 +128,13 @@ def plan(
 
     print(heading(subject, question) + "\n")
     print(detail(rows[0], question) if len(rows) == 1 else comparison(rows, goals, question))
+
+
+def _given(context: typer.Context, allowed: Collection[str]) -> str:
+    """What the command line names beside what is allowed, as it names it."""
+    sources = {each: context.get_parameter_source(each.name or "") for each in context.command.params}
+    return ", ".join(each.opts[-1] if each.opts[-1].startswith("-") else "MODEL" for each, source in sources.items()
+                     if source is not None and source.name == "COMMANDLINE" and each.name not in allowed)  # fmt: skip
 
 
 def _page(

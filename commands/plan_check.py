@@ -38,12 +38,16 @@ def check(
 
 
 def here(device: str | None, named: Path | None) -> Calibration | None:
-    """The calibration of the present device's profile. ConfigError: a file that cannot be used."""
+    """The calibration of the present device's profile. ConfigError: a file that cannot be used, or is another's."""
     from ..planning.calibration import find
+    from ..runtime.errors import ConfigError
     from ..runtime.start import place
 
     _, _, profile = place(device)
-    return find(profile, named)
+    found = find(profile, named)
+    if named is not None and found is None:
+        raise ConfigError(f"{named}: is no calibration of {profile.name}, which is the profile of this device")
+    return found
 
 
 def text(result: dict[str, Any]) -> str:

@@ -52,7 +52,8 @@ def _parse_pci_id(value: object) -> object:
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
-Word = Annotated[str, Field(min_length=1, pattern=r"^\S(.*\S)?$")]
+_CONTROLS = r"\x00-\x1f\x7f-\x9f"  # a terminal would obey them
+Word = Annotated[str, Field(min_length=1, pattern=rf"^[^\s{_CONTROLS}]([^{_CONTROLS}]*[^\s{_CONTROLS}])?$")]
 Capability = Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
 PciDeviceId = Annotated[
     int,

@@ -106,11 +106,11 @@ def _degree(
     wish = question.concurrency * _paged(question.longest, found.page_size)
     largest = capacity(found, question.load)
     batches = sorted({min(each, largest) for each in (*BATCHES, largest)})
-    points = tuple(point(found, each, question.load, found.max_num_seqs if each == largest else None)
-                   for each in batches)  # fmt: skip
+    most = min(found.max_num_seqs, found.token_budget)  # at once if memory had no end
+    points = tuple(point(found, each, question.load, most if each == largest else None) for each in batches)
     asked = min(question.concurrency, largest)
     return Degree(ranks, missing, min(found.kv_cache_tokens / wish, 1.0), found,
-                  point(found, asked, question.load, question.concurrency), points)  # fmt: skip
+                  point(found, asked, question.load, min(question.concurrency, most)), points)  # fmt: skip
 
 
 def missing_bytes(part: Shard, profile: Profile, precision: Precision, question: Question, reached: Efficiency) -> int:

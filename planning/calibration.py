@@ -128,9 +128,12 @@ class Calibration(Record):
 
 
 def with_ceilings(profile: Profile, gb_per_s: float, tflops: Mapping[RateName, float], source: str) -> Profile:
-    """The profile with measured ceilings; the rates that were not measured keep their proportion to those that were."""
+    """The profile with measured ceilings; the rates that were not measured keep their proportion to those that were, of
+    these to matrix units' where there are any: vectors, which may do fp32 and fp64, say nothing of fp8."""
     specified = dict(profile.peak.dense_tflops.items())
-    shares = [tflops[rate] / specified[rate] for rate in tflops if rate in specified]
+    known = [rate for rate in tflops if rate in specified]
+    told = [rate for rate in known if rate not in ("fp32", "fp64")] or known
+    shares = [tflops[rate] / specified[rate] for rate in told]
     others = {rate: peak * min(shares) for rate, peak in specified.items()} if shares else {}
     data = profile.model_dump()
     data["memory"]["bandwidth_gb_per_s"] = {"spec": None, "measured": gb_per_s}

@@ -25,7 +25,7 @@ from .point import Load
 from .precision import Precision
 from .question import Question
 from .shards import Shard, shard
-from .step_time import attention_load
+from .step_time import attention_load, window_of
 from .subject import Subject
 
 SOURCE = "bound: bytes and operations at the specified peaks, no hop between devices"
@@ -44,7 +44,8 @@ class ChainPoint:
 
 @dataclass(frozen=True)
 class Chain:
-    """A model over devices of SRAM. max_concurrency: requests of the asked length whose keys the devices hold."""
+    """A model over devices of SRAM. max_concurrency: requests of the asked length whose keys the devices hold;
+    max_context_tokens: of a single one, at most what the model was made for."""
 
     profile: Profile
     precision: Precision
@@ -69,10 +70,11 @@ def chain(subject: Subject, profile: Profile, precision: Precision, question: Qu
     num_devices = profile.devices_to_hold(weights + question.concurrency * request)
     room = num_devices * (profile.memory.usable_gib or 0.0) * GIB - weights
     held = max(int(room // request), question.concurrency)
+    longest = min(max(int(room // token), question.longest), subject.config.max_positions)
     batches = sorted({*(each for each in (1, 8, 32, 128) if each < held), held})
     points = tuple(_point(part, profile, precision, question.load, num_devices, each) for each in batches)
     asked = _point(part, profile, precision, question.load, num_devices, question.concurrency)
-    return Chain(profile, precision, num_devices, weights, token, held, subject.config.max_positions, asked, points)
+    return Chain(profile, precision, num_devices, weights, token, held, longest, asked, points)
 
 
 def _point(part: Shard, profile: Profile, precision: Precision, load: Load, num_devices: int, batch: int) -> ChainPoint:
@@ -93,8 +95,8 @@ def _pass(part: Shard, profile: Profile, precision: Precision, first: np.ndarray
     is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in part.sites])
     num_bytes[is_layer, 0] *= precision.weight_share
     num_bytes[operations[:, 4] > 0, 3] *= precision.kv_share
-    vector = np.array(attention_load(first, count, 0)[0], dtype=np.float64)
-    vector[5] = len(count)
+    loads = np.array([attention_load(first, count, window_of(site))[0] for site in part.sites], dtype=np.float64)
+    loads[:, 5] = len(count)
     resident = weight_bytes(part, precision)
-    return roofline(profile, float((num_bytes @ vector).sum()), float((operations @ vector).sum()),
+    return roofline(profile, float((num_bytes * loads).sum()), float((operations * loads).sum()),
                     precision.rate, resident_bytes=resident)  # fmt: skip

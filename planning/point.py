@@ -83,7 +83,8 @@ def point(deployment: Deployment, batch: int, load: Load, wanted: int | None = N
 
 
 def capacity(deployment: Deployment, load: Load) -> int:
-    """The most requests of this load at once: by slots, and by pages for each to its last token."""
+    """The most requests of this load at once: by slots, by a token of a step for each, and by pages for each to its
+    last token."""
     pages = -(-load.longest // deployment.page_size)
     held = -(-deployment.kv_cache_tokens // deployment.page_size) // pages
-    return max(1, min(deployment.max_num_seqs, held))
+    return max(1, min(deployment.max_num_seqs, deployment.token_budget, held))

@@ -14,6 +14,7 @@ from .point import Load
 _MOST = {"input_len": 1 << 24, "output_len": 1 << 24, "context": 1 << 24, "concurrency": 1 << 16,
          "max_num_seqs": 1 << 16, "token_budget": 1 << 20, "tensor_parallel": 1 << 10}  # fmt: skip
 _MAX_NUM_SEQS = 512
+_LEAST_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Question:
         for name, value in numbers.items():
             if value is not None and not 1 <= value <= _MOST[name]:
                 raise ConfigError(f"{name} is {value:,}: it is from 1 to {_MOST[name]:,}")
-        if not 0 < self.load_gb_per_s < float("inf"):
-            raise ConfigError(f"load_gb_per_s is {self.load_gb_per_s:g}: it is a rate above 0, as 1.25")
+        if not _LEAST_RATE <= self.load_gb_per_s < float("inf"):
+            raise ConfigError(f"load_gb_per_s is {self.load_gb_per_s:g}: it is a rate from {_LEAST_RATE:g}, as 1.25")
         if self.context is not None and self.context < self.load.longest:
             raise ConfigError(
                 f"context is {self.context:,}, but requests grow to {self.load.longest:,} tokens (input_len + "

@@ -14,7 +14,7 @@ from ..ops.types import Site
 from .charts import Axis, Chart, Series
 from .deployment import Deployment
 from .efficiency import Kind, ceilings
-from .step_time import Integers, attention_load, kinds, wide_rate
+from .step_time import Integers, attention_load, kinds, product_seconds, wide_rate, window_of
 
 _LABELLED_SHARE = 0.02
 _MARGIN = 4.0
@@ -51,8 +51,11 @@ def _point(deployment: Deployment, site: Site, first: Integers, count: Integers,
     moved, done, keys_a_row = _work(deployment, site, first, count, num_logits)
     bytes_per_s, operations_per_s = ceilings(deployment.profile, _rate(deployment, site))
     moving, multiplying = moved / bytes_per_s, done / operations_per_s
-    axes: dict[Kind, float] = {"product": multiplying / moving, "other": float(count.sum())}
-    seconds = max(moving, multiplying) / efficiency.curves[kind].at(axes.get(kind, keys_a_row))
+    rows = int(count.sum())
+    if kind == "product":
+        seconds = float(product_seconds(efficiency, np.array(moving), np.array(multiplying), rows))
+    else:
+        seconds = max(moving, multiplying) / efficiency.curves[kind].at(rows if kind == "other" else keys_a_row)
     if kind == "decode_attention":
         seconds += efficiency.beside_reading * multiplying
     return SitePoint(_short(site), moved, done, seconds)
@@ -77,7 +80,7 @@ def _work(
 ) -> tuple[float, float, float]:
     """Bytes, operations, and keys that a row sees."""
     num_bytes, operations = (each[0] for each in load_coefficients([site]))
-    load, keys_a_row = attention_load(first, count, site.group.window if site.group else 0)
+    load, keys_a_row = attention_load(first, count, window_of(site))
     load = (*load[:5], num_logits)
     if _is_layer(site):
         num_bytes[0] *= deployment.precision.weight_share

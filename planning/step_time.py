@@ -29,7 +29,6 @@ Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
 _KEPT_SIZES = 1 << 14
-LIMITS = ("bandwidth", "compute", "launch", "link", "host")
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ class StepTime:
             return _Sites(moving[chosen], multiplying[chosen])
 
         self._products, self._others = of(has_weights), of(~has_weights & ~is_attention)
-        windows = sorted({_window(site) for site, attends in zip(sites, is_attention, strict=True) if attends})
-        of_window = np.array([_window(site) for site in sites])
+        windows = sorted({window_of(site) for site, attends in zip(sites, is_attention, strict=True) if attends})
+        of_window = np.array([window_of(site) for site in sites])
         self._attention = {
             window: _Attention(_Linear(moving[chosen]), _Linear(multiplying[chosen]))
             for window in windows
@@ -149,10 +148,7 @@ class StepTime:
         curves = self._efficiency.curves
         load = np.array([1, rows, spans, 0, 0, num_logits], dtype=np.float64)
         moving, multiplying = self._products.at(load)
-        if self._efficiency.read_share is None:
-            took = np.maximum(moving, multiplying) / curves["product"].at_all(multiplying / moving)
-        else:
-            took = np.hypot(moving / self._efficiency.read_share, multiplying / curves["product"].at(rows))
+        took = product_seconds(self._efficiency, moving, multiplying, rows)
         is_compute = multiplying > moving
         bandwidth, compute = float(took[~is_compute].sum()), float(took[is_compute].sum())
         bandwidth += float(np.maximum(*self._others.at(load)).sum()) / curves["other"].at(rows)
@@ -200,6 +196,14 @@ class StepTime:
         }
 
 
+def product_seconds(reached: Efficiency, moving: Reals, multiplying: Reals, rows: int) -> Reals:
+    """What products take whose bytes, and whose operations, take so long at the ceilings, in a step of so many rows."""
+    curve = reached.curves["product"]
+    if reached.read_share is None:
+        return np.maximum(moving, multiplying) / curve.at_all(multiplying / moving)
+    return np.hypot(moving / reached.read_share, multiplying / curve.at(rows))
+
+
 def kinds(sites: tuple[Site, ...]) -> dict[str, Kind]:
     """By a site's name the kind of its work; attention that decodes stands for both of its kinds."""
     _, operations = load_coefficients(sites)
@@ -219,7 +223,8 @@ def wide_rate(profile: Profile, precision: Precision) -> str:
     return "bf16" if profile.dense_tflops("bf16") else "fp16"
 
 
-def _window(site: Site) -> int:
+def window_of(site: Site) -> int:
+    """Keys that a query of the site sees; 0: all."""
     return site.group.window if site.group else 0
 
 

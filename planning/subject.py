@@ -11,9 +11,11 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..runtime.checkpoint import resolve
 from ..runtime.config import ModelConfig, read_config
@@ -29,7 +31,8 @@ _HEAD_SIZE, _KV_HEADS, _MAX_POSITIONS = 128, 8, 131_072
 
 @dataclass(frozen=True)
 class Subject:
-    """num_parameters: all that the config asks for. checkpoint_bytes: of the tensors in its files; None: not known."""
+    """config: in 16 bits, whatever the checkpoint's are. num_parameters: all that it asks for. checkpoint_bytes: of
+    the tensors in its files; None: not known."""
 
     name: str
     config: ModelConfig
@@ -40,8 +43,13 @@ class Subject:
 def read_subject(model: str, revision: str | None = None) -> Subject:
     """The model in a folder or of a hub id. Errors: those of `runtime.checkpoint.resolve` and `read_config`, of a name
     that is not found with those that are near."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as failure:  # a name too long, the home of nobody
+        reason = getattr(failure, "strerror", None) or "nobody of that name has a home here"
+        raise ModelNotFound(f"{shown(model)} is no folder: {reason}; name the folder of a checkpoint") from None
+    if is_folder:
         return _of(model, read_config(folder), _bytes_on_disk(folder))
     try:
         return _on_hub(model, revision)
@@ -79,6 +87,9 @@ def sized_subject(params: str, family: str = "llama") -> Subject:
 
 
 def _of(name: str, config: ModelConfig, checkpoint_bytes: int | None = None) -> Subject:
+    """A plan's formats say in how many bits it runs: one in float32, or that names no dtype, is planned in 16."""
+    if config.dtype.itemsize > 2:
+        config = replace(config, dtype=torch.bfloat16)
     parameters = find_model(config.model_type).parameters(config)
     return Subject(name, config, sum(math.prod(each.shape) for each in parameters), checkpoint_bytes)
 

@@ -104,6 +104,7 @@ def test_only_the_degree_that_was_asked_for() -> None:
         ({"token_budget": 0}, "token_budget is 0"),
         ({"load": Load(0, 5)}, "input_len is 0"),
         ({"load": Load(5, -3)}, "output_len is -3"),
+        ({"load_gb_per_s": 1e-310}, "load_gb_per_s is 1e-310"),
         ({"load_gb_per_s": 0.0}, "load_gb_per_s is 0"),
         ({"load_gb_per_s": float("nan")}, "load_gb_per_s is nan"),
         ({"load_gb_per_s": float("inf")}, "load_gb_per_s is inf"),
@@ -114,6 +115,14 @@ def test_only_the_degree_that_was_asked_for() -> None:
 def test_a_senseless_question(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Question(**fields)
+
+
+def test_a_step_gives_no_more_requests_a_token_than_it_has() -> None:
+    degree = asked(Question(token_budget=16, concurrency=64, tensor_parallel=2)).degrees[0]
+    assert degree.at is not None
+    assert [each.batch for each in degree.points] == [1, 8, 16]
+    assert degree.at.batch == 16
+    assert "memory" not in {degree.at.limit, degree.points[-1].limit}
 
 
 def test_requests_longer_than_the_model() -> None:

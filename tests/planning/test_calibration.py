@@ -11,7 +11,8 @@ from ambidex.bench import calibrate
 from ambidex.bench.shapes import SHAPES
 from ambidex.cli import run
 from ambidex.hwprofiles.reader import load
-from ambidex.planning.calibration import Calibration, default_path, find, read
+from ambidex.hwprofiles.records import RateName
+from ambidex.planning.calibration import Calibration, default_path, find, read, with_ceilings
 from ambidex.planning.deployment import Deployment, deploy
 from ambidex.planning.efficiency import KINDS, ceilings
 from ambidex.planning.memory import Demand
@@ -55,6 +56,7 @@ BAD: dict[str, tuple[object, str]] = {
     "missing": (without("host_us"), "host_us: is missing"),
     "unknown": (overlay(hosts_us=1.0), "hosts_us: is not a field"),
     "a number as text": (overlay(bandwidth_gb_per_s="50"), "bandwidth_gb_per_s: "),
+    "what a terminal obeys": (overlay(device="a CPU \x1b[2J!"), "device: "),
     "below 0": (overlay(step_us=-1.0), "step_us: "),
     "not finite": (overlay(bandwidth_gb_per_s=float("nan")), "bandwidth_gb_per_s: "),
     "no day": (overlay(date="2026-11-31"), "date: "),
@@ -190,3 +192,16 @@ def test_a_small_calibration_of_this_machine_can_be_planned_on(
 def test_a_folder_is_no_place_for_a_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["calibrate", "--device", "cpu", "--output", str(tmp_path)]) == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_rate_that_was_not_measured_follows_the_matrix_units() -> None:
+    """fp32 without TF32 runs on vectors: a tenth of its peak there is no tenth of fp8's."""
+    profile = load("nvidia-h100-sxm")
+    peaks = profile.peak.dense_tflops
+    assert peaks.fp32
+    assert peaks.bf16
+    assert peaks.fp8
+    measured: dict[RateName, float] = {"bf16": 0.7 * peaks.bf16, "fp32": 0.1 * peaks.fp32}
+    found = with_ceilings(profile, 3000.0, measured, "now").peak.dense_tflops
+    assert found.fp32 == pytest.approx(0.1 * peaks.fp32)
+    assert found.fp8 == pytest.approx(0.7 * peaks.fp8)

@@ -1,6 +1,7 @@
 """Machines of SRAM: enough devices for all of it, and bounds that a real one stays behind."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from ambidex.hwprofiles.reader import load
@@ -63,3 +64,21 @@ def test_a_degree_that_says_nothing_of_a_chain_is_refused() -> None:
     row = plan_row(SUBJECT, load("groq-lpu"), "int8", Question(tensor_parallel=2))
     assert not row["fits"]
     assert "by a chain of devices" in row["reason"]
+
+
+def test_the_longest_context_has_room() -> None:
+    """On the fewest devices that hold 32 requests of 1,200 tokens there is none for one of 131,072."""
+    found = of("groq-lpu", "int8")
+    room = found.num_devices * 0.2142 * 2**30 - found.weight_bytes
+    assert found.max_context_tokens == int(room // found.kv_token_bytes) < 40_000
+    assert of("cerebras-cs3").max_context_tokens <= SUBJECT.config.max_positions
+
+
+def test_a_window_makes_a_chains_step_cheaper() -> None:
+    config = replace(SUBJECT.config, windows=(1024,) * SUBJECT.config.num_layers)
+    windowed, question = replace(SUBJECT, config=config), Question(Load(30_000, 500))
+    stored = precision("int8", load("groq-lpu"))
+    assert not isinstance(stored, str)
+    all_keys, few_keys = (chain(each, load("groq-lpu"), stored, question) for each in (SUBJECT, windowed))
+    assert few_keys.at.tpot_s < all_keys.at.tpot_s
+    assert (few_keys.at.ttft_s or 0.0) < (all_keys.at.ttft_s or 0.0)

@@ -9,7 +9,7 @@ from ambidex.bench import check as bench_check
 from ambidex.bench.check import Plan, measure, summary
 from ambidex.bench.shapes import SHAPES
 from ambidex.cli import run
-from ambidex.commands.plan_check import check, text
+from ambidex.commands.plan_check import check, here, text
 from ambidex.planning.calibration import Calibration
 from ambidex.planning.efficiency import KINDS
 from ambidex.runtime.errors import ConfigError
@@ -52,6 +52,18 @@ def test_every_case_of_a_loaded_model_has_its_error() -> None:
     shown = text({"model": "embedded", **found})
     assert "2 × 64" in shown
     assert "at each moment's ceilings" in shown
+
+
+def test_a_model_too_short_for_any_case_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no case fits: the shortest has 100,000 tokens"):
+        measure(plan(shape=SHAPES["tiny"], contexts=(200_000,), prompts=(100_000,)), overlay())
+
+
+def test_the_calibration_of_another_device_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    overlay().model_copy(update={"profile": "nvidia-b200"}).write(path)
+    with pytest.raises(ConfigError, match="is no calibration of cpu-"):
+        here("cpu", path)
 
 
 def test_a_bandwidth_that_is_wrong_by_half_shows_in_the_error_of_the_plan_alone() -> None:

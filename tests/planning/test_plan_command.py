@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ambidex.cli import run
+from ambidex.planning.efficiency import KINDS
 
 Capture = pytest.CaptureFixture[str]
 KEYS = {
@@ -161,12 +162,32 @@ def test_published_figures(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> 
         (["--params", "8B", "--load-gb-per-s", "-1"], 6, "load_gb_per_s is -1"),
         (["--params", "8B", "--context", "1000000"], 6, "131,072 positions"),
         (["--params", "8B", "--context", "many"], 2, "--context"),
+        (["a" * 300], 3, "is no folder: File name too long"),
+        (["~nobody-is-called-so/model"], 3, "is no folder: nobody of that name"),
+        ([".", "--family", "qwen2"], 2, "that of --params"),
+        (["--params", "70B", "--check"], 2, "leave out what else is asked (--params)"),
+        (["--check", "--profile", "nvidia-b200", "--html", "x.html"], 2, "(--profile, --html)"),
+        (["--published", "--format", "fp8", "--check"], 2, "(--format, --check)"),
         (["--params", "8B", "--html", "/nowhere/plan.html"], 2, "there is no folder /nowhere"),
     ],
 )
 def test_a_bad_question_is_one_line(capsys: Capture, arguments: list[str], code: int, words: str) -> None:
     found, line = fail(capsys, *arguments)
     assert (found, words in line) == (code, True), line
+
+
+def test_a_calibration_of_no_profile_that_is_asked_for_is_told(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "overlay.yaml"
+    points, none = {"axis": [1.0], "shares": [1.0]}, dict.fromkeys(KINDS, 0.0)
+    path.write_text(json.dumps({
+        "profile": "nvidia-h100-sxm", "device": "one", "date": "2026-11-25", "usable_gib": 80.0, "launch_us": none,
+        "bandwidth_gb_per_s": 3000.0, "matrix_tflops": {"bf16": 700.0}, "step_us": 0.0, "host_us": 0.0,
+        "host_us_per_request": 0.0, "eager_us": 0.0, "beside_reading": 0.0, "read_share": 1.0,
+        "curves": dict.fromkeys(KINDS, points),
+    }), encoding="utf-8")  # fmt: skip
+    named = ["--params", "8B", "--profile", "nvidia-b200", "--calibration", str(path)]
+    code, line = fail(capsys, *named)
+    assert (code, "is of no profile that is asked for" in line) == (2, True), line
 
 
 def test_a_missing_model_is_one_line_with_the_nearest(

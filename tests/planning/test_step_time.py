@@ -75,6 +75,17 @@ def test_the_sites_of_a_roofline_are_the_step(given_spans: Spans) -> None:
             assert sum(each.seconds for each in points) == pytest.approx(step.bandwidth + step.compute, rel=1e-9)
 
 
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (32, 1), (1, 700)])
+def test_a_calibrated_devices_roofline_has_its_steps_seconds(batch: int, tokens: int) -> None:
+    """Its curve of products is over rows: at an intensity below 1 it would be read at its first point."""
+    curve = Curve((1.0, 100.0, 1000.0), (0.01, 0.5, 0.8), "measured")
+    found = deployed(reached=replace(DEFAULT, curves={**DEFAULT.curves, "product": curve}, read_share=0.9))
+    chosen = arrays([(500, tokens)] * batch)
+    step = found.step_time.breakdown(*chosen, batch)
+    points = site_points(found, *chosen, batch)
+    assert sum(each.seconds for each in points) == pytest.approx(step.bandwidth + step.compute, rel=1e-9)
+
+
 @settings(deadline=None)
 @given(spans, st.integers(1, 2000), st.integers(1, 5000))
 def test_more_is_never_faster(given_spans: Spans, tokens: int, context: int) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from ambidex.bench.shapes import SHAPES, write_checkpoint
+from ambidex.hwprofiles.reader import load
+from ambidex.planning.plan import plan
+from ambidex.planning.question import Question
 from ambidex.planning.subject import near_models, read_subject, sized_subject
 from ambidex.runtime.errors import ConfigError, ModelNotFound
 from hypothesis import given, settings
@@ -72,6 +75,20 @@ def test_a_checkpoint_says_what_a_load_reads(tmp_path: Path) -> None:
     subject = read_subject(str(tmp_path))
     assert subject.checkpoint_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
     assert subject.checkpoint_bytes == pytest.approx(2 * subject.num_parameters, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", None])
+def test_what_is_stored_in_32_bits_is_planned_in_the_formats_own(dtype: str | None, tmp_path: Path) -> None:
+    """bf16 is two bytes a weight, and fp8 one, whatever the config says that its checkpoint has."""
+    found = []
+    for place, named in (("wide", dtype), ("narrow", "bfloat16")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "config.json").write_text(json.dumps({**published("8B"), "dtype": named}), encoding="utf-8")
+        subject = read_subject(str(tmp_path / place))
+        rows = plan(subject, [load("nvidia-h100-sxm")], ["bf16", "fp8"], Question())
+        found.append([(row["ledger"], row["tpot_ms"], row["max_concurrency"]) for row in rows])
+    assert found[0] == found[1]
+    assert found[0][0][0]["weights"] == 2 * subject.num_parameters
 
 
 def test_a_name_that_is_not_there_brings_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
