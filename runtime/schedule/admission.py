@@ -112,6 +112,13 @@ class Admission:
                 return False
         return True
 
+    def holds(self, lengths: Sequence[int], spare: int) -> bool:
+        """Whether pages are free for newcomers of so many tokens, and one more each, beside `spare` in each group."""
+        return all(
+            self.pools[group].num_free >= sum(length // size + 1 for length in lengths) + spare
+            for group, size in self.page_sizes.items()
+        )
+
     def fits(self, request: Scheduled, reserve: int) -> bool:
         return self.would_fit(request, (), reserve)
 

@@ -104,3 +104,9 @@ class PagePool:
             self._free.append(page)
         else:
             self._idle[page] = None
+
+
+def counts(pools: Iterable[PagePool]) -> tuple[int, int, int]:
+    """Free, kept and all pages."""
+    found = [(each.num_free, each.num_kept, each.num_pages) for each in pools]
+    return sum(free for free, _, _ in found), sum(kept for _, kept, _ in found), sum(pages for _, _, pages in found)

@@ -21,7 +21,7 @@ from ..step import Integers
 from .admission import Admission, Waiting
 from .deltas import Deltas
 from .pace import Pace
-from .pages import PagePool
+from .pages import PagePool, counts
 from .planned import Committed, Ending, Planned
 from .request import Scheduled
 from .running import Running
@@ -262,12 +262,8 @@ class Scheduler:
     def has_room(self, lengths: Sequence[int]) -> bool:
         """Whether newcomers of so many tokens, and one more each, would find slots and pages in the next step, once the
         running ones have grown."""
-        running = len(self.running)
-        spare = running + self._reserve(running + len(lengths))
-        return len(lengths) <= self.running.num_free and all(
-            self.pools[group].num_free >= sum(length // size + 1 for length in lengths) + spare
-            for group, size in self.page_sizes.items()
-        )
+        spare = len(self.running) + self._reserve(len(self.running) + len(lengths))
+        return len(lengths) <= self.running.num_free and self.admission.holds(lengths, spare)
 
     def _reserve(self, num_running: int) -> int:
         """Pages that admission leaves for the running ones: the more of them, the more often they ran out lately."""
@@ -290,19 +286,10 @@ class Scheduler:
         step, slots = deltas.step(self.running, np.array(self._freed, dtype=np.int64))
         if len(step.spans):  # else the step goes nowhere, and the next one says it
             self._freed = []
-        return Planned(
-            step,
-            slots,
-            self.running.ticket[slots],
-            self.running.number[slots],
-            tuple(deltas.started),
-            deltas.num_prompt_tokens,
-            tuple(deltas.prefilled),
-            deltas.nominal_s,
-        )
+        tickets, numbers = self.running.ticket[slots], self.running.number[slots]
+        started, prefilled = tuple(deltas.started), tuple(deltas.prefilled)
+        return Planned(step, slots, tickets, numbers, started, deltas.num_prompt_tokens, prefilled, deltas.nominal_s)
 
     def page_counts(self) -> tuple[int, int, int]:
         """Free, kept and all pages, over the state groups."""
-        counts = ((each.num_free, each.num_kept, each.num_pages) for each in self.pools.values())
-        free, kept, pages = zip(*counts, strict=True)
-        return sum(free), sum(kept), sum(pages)
+        return counts(self.pools.values())

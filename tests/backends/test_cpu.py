@@ -223,12 +223,12 @@ print(faults())
 
 
 def test_memory_that_tensors_leave_is_kept_for_the_next_ones() -> None:
-    """An allocator that gives it back to the system takes every page of every pass anew. In a process of its own: what
-    other tests left in the heap decides where a tensor lies."""
+    """An allocator that gives it back to the system takes every page of every pass anew, 24 MiB. In a process of its
+    own: what other tests left in the heap decides where a tensor lies. One may still find no gap that holds it."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("not glibc's allocator")
     done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < (3 << 20) // 4096
+    assert int(done.stdout) < (12 << 20) // 4096
 
 
 def test_usage_follows_what_is_taken_and_its_peak_can_be_forgotten() -> None:
