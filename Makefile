@@ -23,6 +23,7 @@ TRITON_OLD   ?= 3.6
 VENV_OLD     ?= .venv-triton$(TRITON_OLD)
 KERNEL_CACHE ?= $(CURDIR)/.kernel-cache
 TUNE   ?=
+TIMED  := tests/backends tests/bench tests/kernels/cpu tests/runtime/process tests/runtime/test_async_llm.py
 
 SHELL  := /bin/sh
 BIN    := $(VENV)/bin
@@ -48,9 +49,10 @@ setup: $(STAMPS)/dev-$(DEVICE)
 demo: $(STAMPS)/base-$(DEVICE)
 	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96 --seed $(SEED)
 
-# A file's tests stay together: what they share is made once.
+# Two processes, a file's tests together, since what they share is made once; then one by one those that watch a clock.
 test: $(STAMPS)/test-$(DEVICE)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TIMED:%=--ignore=%)
+	@$(BIN)/python -m pytest $(TIMED)
 
 check: lint types
 
