@@ -81,8 +81,8 @@ class Engine:
         now_s = self._clock()
         completions = self._intake.take(submission, now_s)
         if num_brought:
-            leader = completions[0]
-            moves.receive(self.scheduler.admission, moves.content(self.scheduler.page_sizes, leader, num_brought))
+            keys = moves.content(self.scheduler.page_sizes, completions[0], num_brought)
+            moves.received(self.scheduler.admission, moves.receive(self.scheduler.admission, keys))
         for completion in completions:
             self.scheduler.add(completion)
             if submission.timeout_s is not None:

@@ -23,7 +23,7 @@ _MOST_ATTEMPTS = 100
 
 
 class Link(Record):
-    """What the pages of a prompt go over: a worker sends one request's after another's."""
+    """What the pages of a prompt go over: a worker sends one request's after another's, and takes them in so."""
 
     gb_per_s: Positive
     latency_ms: NotNegative = 0.0
@@ -155,7 +155,8 @@ class Fleet:
         num_bytes = num_tokens * source.replica.kv_bytes_per_token
         self.num_moved_tokens += num_tokens
         self.num_moved_bytes += num_bytes
-        source.link_free_s = max(now_s, source.link_free_s) + num_bytes / (1e9 * self._link.gb_per_s)
+        begins_s = max(now_s, source.link_free_s, target.link_free_s)
+        source.link_free_s = target.link_free_s = begins_s + num_bytes / (1e9 * self._link.gb_per_s)
         move = Move(number, source, target, pages, num_tokens)
         self._moves[number] = move
         self.stages[1].expect(number, target, len(prompt) - num_tokens, self._expected)

@@ -15,6 +15,7 @@ from .request import Scheduled
 
 Keys = Mapping[str, Sequence[bytes]]
 Pages = Mapping[str, Sequence[int]]
+Written = Mapping[str, Sequence[tuple[int, bytes]]]
 
 
 def content(page_sizes: Mapping[str, int], request: Scheduled, num_tokens: int) -> Keys:
@@ -36,18 +37,25 @@ def take_back(admission: Admission, pages: Pages) -> None:
         admission.pools[group].give_back(lent)
 
 
-def receive(admission: Admission, keys: Keys) -> Pages:
-    """The pages that a transfer writes, with what is there already of this content left out; found from now on. As many
-    as there is room for: a request whose pages are not all found computes the rest."""
-    written: dict[str, Sequence[int]] = {}
+def receive(admission: Admission, keys: Keys) -> Written:
+    """The pages that a transfer is to write, each with its name, held and not found until `received`; what is there
+    already of this content is left out. As many as there is room for: a request whose pages are not all found computes
+    the rest."""
+    written: dict[str, list[tuple[int, bytes]]] = {}
     for group, names in keys.items():
         pool = admission.pools[group]
         found = pool.find(names)
-        pool.share(found)
+        pool.share(found)  # so that none of them gives way to the others
         missing = [name for name in names[len(found) :] if not pool.find([name])]
-        taken = pool.take(min(len(missing), pool.num_free))
-        for page, name in zip(taken, missing, strict=False):
-            pool.keep(page, name)
-        pool.give_back([*found, *taken])
-        written[group] = taken
+        written[group] = list(zip(pool.take(min(len(missing), pool.num_free)), missing, strict=False))
+        pool.give_back(found)
     return written
+
+
+def received(admission: Admission, written: Written) -> None:
+    """The transfer has written them: they are found from now on, and idle until somebody does."""
+    for group, pages in written.items():
+        pool = admission.pools[group]
+        for page, name in pages:
+            pool.keep(page, name)
+        pool.give_back([page for page, _ in pages])

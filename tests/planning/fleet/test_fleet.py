@@ -161,6 +161,12 @@ def test_the_link_sends_one_after_another(kit: Any) -> None:
     assert report["ttft_ms"]["p50"] == pytest.approx(quick["ttft_ms"]["p50"], rel=0.2), "the first token does not wait"
 
 
+def test_a_worker_takes_one_after_another_whoever_sends(kit: Any) -> None:
+    kinds = [{"profile": "x", "role": "prefill", "workers": 3}, {"profile": "x", "role": "decode", "workers": 1}]
+    outcome, report = kit.run(kit.scenario(fleets=[{**kit.SPLIT, "workers": kinds}]))
+    assert outcome.lasted_s > report["fleets"][0]["moved_bytes"] / 1e6, "one link into it carries all"
+
+
 def test_a_mixed_fleet_gives_a_slow_worker_less(kit: Any) -> None:
     from ambidex.planning.fleet.build import assemble
     from ambidex.planning.fleet.measures import measures

@@ -52,25 +52,43 @@ def test_what_is_lent_stays_until_it_is_taken_back() -> None:
     assert pool.find(keys["kv"]) == []
 
 
+def brought(target: Admission, keys: moves.Keys) -> list[int]:
+    """The pages of a transfer that has come and is written."""
+    written = moves.receive(target, keys)
+    moves.received(target, written)
+    return [page for page, _ in written["kv"]]
+
+
 def test_what_is_received_is_found_by_the_request_and_computed_no_more() -> None:
     target = admission(4)
     one = request(11)
-    written = moves.receive(target, moves.content(_SIZES, one, 11))
-    assert len(written["kv"]) == 2
+    pages = brought(target, moves.content(_SIZES, one, 11))
+    assert len(pages) == 2
     assert target.pools["kv"].num_free == 4, "kept, and held by nobody"
     placed = target.place(one, 0)
     assert placed is not None
     assert placed.num_computed == 8
-    assert one.pages["kv"][:2] == list(written["kv"])
+    assert one.pages["kv"][:2] == pages
+
+
+def test_what_is_not_written_yet_is_neither_found_nor_taken_by_others() -> None:
+    target = admission(4)
+    keys, pool = moves.content(_SIZES, request(11), 11), target.pools["kv"]
+    written = moves.receive(target, keys)
+    assert (pool.find(keys["kv"]), pool.num_free) == ([], 2)
+    others = pool.take(2)
+    assert set(others).isdisjoint(page for page, _ in written["kv"])
+    moves.received(target, written)
+    assert (pool.find(keys["kv"]), pool.num_free) == ([page for page, _ in written["kv"]], 2)
 
 
 def test_what_is_there_already_is_not_written_again() -> None:
     target = admission(8)
     computed(target, 5)
     before = target.pools["kv"].find(moves.content(_SIZES, request(5), 5)["kv"])
-    written = moves.receive(target, moves.content(_SIZES, request(11), 11))
-    assert len(written["kv"]) == 1
-    assert set(written["kv"]).isdisjoint(before)
+    pages = brought(target, moves.content(_SIZES, request(11), 11))
+    assert len(pages) == 1
+    assert set(pages).isdisjoint(before)
     assert len(target.pools["kv"].find(moves.content(_SIZES, request(11), 11)["kv"])) == 2
 
 
@@ -79,7 +97,7 @@ def test_without_room_as_much_is_received_as_fits_from_the_beginning(held: int) 
     target = admission(4)
     target.pools["kv"].take(held)
     keys = moves.content(_SIZES, request(11), 11)
-    assert len(moves.receive(target, keys)["kv"]) == min(4 - held, 2)
+    assert len(brought(target, keys)) == min(4 - held, 2)
     assert len(target.pools["kv"].find(keys["kv"])) == min(4 - held, 2)
 
 
@@ -91,12 +109,12 @@ def test_what_is_kept_behind_a_gap_is_not_written_either() -> None:
     names = moves.content(_SIZES, request(13), 12)["kv"]
     kept = pool.find(names)
     pool.forget(kept[:1])
-    written = moves.receive(target, moves.content(_SIZES, request(13), 12))
-    assert len(written["kv"]) == 1
-    assert pool.find(names) == [*written["kv"], *kept[1:]]
+    pages = brought(target, moves.content(_SIZES, request(13), 12))
+    assert len(pages) == 1
+    assert pool.find(names) == [*pages, *kept[1:]]
 
 
 def test_others_do_not_find_it() -> None:
     target = admission(8)
-    moves.receive(target, moves.content(_SIZES, request(11), 11))
+    brought(target, moves.content(_SIZES, request(11), 11))
     assert target.pools["kv"].find(moves.content(_SIZES, request(11, first=1), 11)["kv"]) == []
