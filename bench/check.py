@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
 from ..hwprofiles.records import RATE_OF_DTYPE, RateName
 from ..ops.manifest import manifest
 from ..ops.types import dtype_name
@@ -218,8 +220,10 @@ def _predicted(planned: Deployment, batch: int, taken: Taken) -> tuple[float, st
     if batch:
         found = decode_step(planned, batch, taken.context)
         return found.seconds, found.limit
-    seconds, _ = prompt_s(planned, int(taken.context), 0, 0.0)
-    return seconds, "prompt"
+    length = int(taken.context)
+    seconds, _ = prompt_s(planned, length, 0, 0.0)
+    chunk = np.array([min(length, planned.token_budget)])
+    return seconds, planned.step_time.breakdown(np.zeros(1, dtype=np.int64), chunk, 1).limit
 
 
 def _range(values: list[float]) -> dict[str, float]:

@@ -52,7 +52,9 @@ def plan(
     max_num_seqs: Annotated[
         int | None, typer.Option(metavar="N", help="Requests that run at most at once; 512 where not given.")
     ] = None,
-    token_budget: Annotated[int, typer.Option(metavar="N", help="Tokens of one step.")] = 2048,
+    token_budget: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of one step. [default: the engine's, 2048 or on a host 512]")
+    ] = None,
     load_gb_per_s: Annotated[
         float, typer.Option(metavar="RATE", help="Of the disk or network that weights come from.")
     ] = 1.25,
@@ -145,7 +147,8 @@ def _page(
     profiles: list[Profile],
     calibrations: Mapping[str, Calibration],
 ) -> str:
-    """The report. Its roofline is that of the cheapest, else of the first that fits and is no chain."""
+    """The report. Its roofline is of the profile and format with the cheapest tokens, at the smallest degree that
+    fits, else of the first that fits and is no chain."""
     from .. import __version__
     from ..planning.plan import deployed
     from ..planning.plan_report import sections

@@ -6,8 +6,8 @@ device's rate (`hwprofiles.roofline`). Each of N devices works on another group 
     time per token >= max(t, (B / g t + B c / n) / N),    time to the first token >= max(t, c / N)
 
 with answers of n tokens and c the operations of a prompt at one device's rate: its tokens follow one another through
-the chain. This is a bound, not a forecast: what a hop between devices
-takes is in no profile, nor the share of the peaks that such a machine reaches.
+the chain. This is a bound, not a forecast: what a hop between devices takes is in no profile, nor the share of the
+peaks that such a machine reaches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from ..hwprofiles.roofline import Roofline, roofline
 from ..hwprofiles.schema import Profile
-from ..ops.step_cost import load_coefficients
 from ..runtime.budget import GIB
 from .memory import kv_token_bytes, weight_bytes
 from .point import Load
@@ -27,6 +26,7 @@ from .question import Question
 from .shards import Shard, shard
 from .step_time import attention_load, window_of
 from .subject import Subject
+from .work import planned_coefficients
 
 SOURCE = "bound: bytes and operations at the specified peaks, no hop between devices"
 
@@ -91,10 +91,7 @@ def _point(part: Shard, profile: Profile, precision: Precision, load: Load, num_
 
 def _pass(part: Shard, profile: Profile, precision: Precision, first: np.ndarray, count: np.ndarray) -> Roofline:
     """One group's pass through the whole chain."""
-    num_bytes, operations = load_coefficients(part.sites)
-    is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in part.sites])
-    num_bytes[is_layer, 0] *= precision.weight_share
-    num_bytes[operations[:, 4] > 0, 3] *= precision.kv_share
+    num_bytes, operations = planned_coefficients(part.sites, precision)
     loads = np.array([attention_load(first, count, window_of(site))[0] for site in part.sites], dtype=np.float64)
     loads[:, 5] = len(count)
     resident = weight_bytes(part, precision)

@@ -70,7 +70,7 @@ def _answered(
         return f"{profile.name} holds a model by a chain of devices: a degree of tensor parallelism says nothing of it"
     if numbers.memory.kind == "sram":
         return chain(subject, numbers, stored, question)
-    return answer(subject, numbers, stored, question, calibration.efficiency() if calibration else None)
+    return answer(subject, numbers, stored, question.on(numbers), calibration.efficiency() if calibration else None)
 
 
 _HOST = "has the memory and rates of its host: unknown before `ambidex calibrate` has run on such a machine"

@@ -27,7 +27,7 @@ def sections(
     if shown is not None:
         batch = min(question.concurrency, shown.max_num_seqs)
         context = question.load.input_len + question.load.output_len // 2
-        prompt = min(question.load.input_len, question.token_budget)
+        prompt = min(question.load.input_len, shown.token_budget)
         found.append(_roofline(roofline_chart(shown, batch, context, prompt)))
     return [*found, _ledgers(fitting), *_refused(rows)]
 

@@ -5,9 +5,11 @@ ConfigError, one line, for what is no number of tokens, requests or devices, or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..hwprofiles.schema import Profile
 from ..runtime.errors import ConfigError
+from ..runtime.options import Options, token_budget
 from .memory import Demand
 from .point import Load
 
@@ -21,7 +23,8 @@ _LEAST_RATE = 1e-6
 class Question:
     """load: of each request. context: the longest request, in tokens; None: the load's. concurrency: requests of that
     length whose keys must be held at once. tensor_parallel: the only degree to consider; None: 1, 2, 4 and 8.
-    max_num_seqs: slots of the engine; None: 512, or as many as are asked to run. load_gb_per_s: at which weights are
+    max_num_seqs: slots of the engine; None: 512 (an engine that is not asked has 64), or as many as are asked to run.
+    token_budget: of a step; None: the engine's on that device. load_gb_per_s: at which weights are
     read from a disk or over a network."""
 
     load: Load = field(default_factory=Load)
@@ -30,7 +33,7 @@ class Question:
     kv_format: str = "bf16"
     tensor_parallel: int | None = None
     max_num_seqs: int | None = None
-    token_budget: int = 2048
+    token_budget: int | None = None
     load_gb_per_s: float = 1.25
 
     def __post_init__(self) -> None:
@@ -62,4 +65,8 @@ class Question:
 
     @property
     def demand(self) -> Demand:
-        return Demand(self.longest, self.concurrency, self.slots, self.token_budget)
+        return Demand(self.longest, self.concurrency, self.slots, self.token_budget or Demand.token_budget)
+
+    def on(self, profile: Profile) -> Question:
+        """With what is not asked as an engine on that device would have it."""
+        return replace(self, token_budget=self.token_budget or token_budget(Options(), profile))

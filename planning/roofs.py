@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
 from .charts import Axis, Chart, Series
 from .deployment import Deployment
 from .efficiency import Kind, ceilings
 from .step_time import Integers, attention_load, kinds, product_seconds, wide_rate, window_of
+from .work import has_layer_weight, planned_coefficients
 
 _LABELLED_SHARE = 0.02
 _MARGIN = 4.0
@@ -68,24 +68,16 @@ def _kind(site: Site, count: Integers) -> Kind:
 
 def _rate(deployment: Deployment, site: Site) -> str:
     precision = deployment.precision
-    return precision.rate if _is_layer(site) else wide_rate(deployment.profile, precision)
-
-
-def _is_layer(site: Site) -> bool:
-    return any(each.role.startswith("layers.") for each in site.weights)
+    return precision.rate if has_layer_weight(site) else wide_rate(deployment.profile, precision)
 
 
 def _work(
     deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int
 ) -> tuple[float, float, float]:
     """Bytes, operations, and keys that a row sees."""
-    num_bytes, operations = (each[0] for each in load_coefficients([site]))
+    num_bytes, operations = (each[0] for each in planned_coefficients([site], deployment.precision))
     load, keys_a_row = attention_load(first, count, window_of(site))
     load = (*load[:5], num_logits)
-    if _is_layer(site):
-        num_bytes[0] *= deployment.precision.weight_share
-    if operations[4]:
-        num_bytes[3] *= deployment.precision.kv_share
     return float(num_bytes @ load), float(operations @ load), keys_a_row
 
 

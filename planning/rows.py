@@ -37,7 +37,8 @@ def answer_row(found: Answer) -> Row:
     deployment = chosen.deployment
     return row | {
         "fits": True,
-        "min_tensor_parallel": chosen.tensor_parallel,
+        # Of one degree that was asked for, nobody knows whether it is the smallest.
+        "min_tensor_parallel": chosen.tensor_parallel if found.question.tensor_parallel is None else None,
         "num_devices": chosen.tensor_parallel,
         "max_context_tokens": found.max_context_tokens,
         "max_concurrency": max_concurrency(deployment, found.question.longest),

@@ -24,6 +24,7 @@ from ..ops.types import Site
 from .efficiency import KINDS, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
+from .work import has_layer_weight, planned_coefficients
 
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
@@ -113,12 +114,10 @@ class StepTime:
         self._is_host_hidden = profile.memory.kind != "dram"
         bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
         _, operations_per_s_16 = ceilings(profile, wide_rate(profile, precision))
-        num_bytes, operations = load_coefficients(sites)
-        is_layer = np.array([any(each.role.startswith("layers.") for each in site.weights) for site in sites])
+        num_bytes, operations = planned_coefficients(sites, precision)
+        is_layer = np.array([has_layer_weight(site) for site in sites])
         found = np.array([_kind(site, each) for site, each in zip(sites, operations, strict=True)])
         has_weights, is_attention = found == "product", found == "decode_attention"
-        num_bytes[is_layer, 0] *= precision.weight_share
-        num_bytes[is_attention, 3] *= precision.kv_share
         rates = np.where(is_layer, operations_per_s, operations_per_s_16)[:, None]
         moving, multiplying = num_bytes / bytes_per_s, operations / rates
 

@@ -26,6 +26,8 @@ from ..runtime.model import find_model, model_types
 _PARAMS = re.compile(r"(\d{1,6}(?:\.\d{1,4})?)\s*([MBT])", re.IGNORECASE)
 _UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
 _LEAST, _MOST = 10**7, 4 * 10**12
+_MOST_OF_A_CONFIG = 5 * 10**12
+"""More are a mistake or a trap: to look at their layers would take minutes."""
 _HEAD_SIZE, _KV_HEADS, _MAX_POSITIONS = 128, 8, 131_072
 
 
@@ -91,7 +93,10 @@ def _of(name: str, config: ModelConfig, checkpoint_bytes: int | None = None) -> 
     if config.dtype.itemsize > 2:
         config = replace(config, dtype=torch.bfloat16)
     parameters = find_model(config.model_type).parameters(config)
-    return Subject(name, config, sum(math.prod(each.shape) for each in parameters), checkpoint_bytes)
+    num_parameters = sum(math.prod(each.shape) for each in parameters)
+    if num_parameters > _MOST_OF_A_CONFIG:
+        raise ConfigError(f"{name} has {num_parameters / 1e12:,.1f}T parameters by its config: plans are made up to 5T")
+    return Subject(name, config, num_parameters, checkpoint_bytes)
 
 
 def _bytes_on_disk(folder: Path) -> int | None:

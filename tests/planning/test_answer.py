@@ -196,3 +196,14 @@ def test_a_calibrated_machine_is_planned_by_what_was_measured(tmp_path: Path) ->
                 {"cpu-avx512": found})  # fmt: skip
     assert [row["fits"] for row in rows] == [True, False, False, False]
     assert rows[1]["reason"].startswith("cpu-avx512 multiplies no fp8")
+
+
+def test_of_one_degree_that_is_asked_for_nobody_knows_whether_it_is_the_smallest() -> None:
+    row = plan_row(SUBJECT, load("nvidia-h100-sxm"), "bf16", Question(concurrency=1, tensor_parallel=8))
+    assert (row["fits"], row["num_devices"], row["min_tensor_parallel"]) == (True, 8, None)
+
+
+def test_a_step_is_as_long_as_the_engines_where_nothing_is_asked() -> None:
+    host, device = load("cpu-avx512"), load("nvidia-h100-sxm")
+    assert [Question().on(each).token_budget for each in (host, device)] == [512, 2048]
+    assert Question(token_budget=64).on(host).demand.token_budget == 64

@@ -1,5 +1,9 @@
 """An operating point: throughput, latency and cost agree with one another and with what limits them."""
 
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.deployment import Deployment, deploy
@@ -65,3 +69,15 @@ def test_costs() -> None:
     assert found.kj_per_million_tokens(700) == pytest.approx(700 * 1e3 / found.tokens_per_s)
     assert found.eur_per_million_tokens(None) is None
     assert found.kj_per_million_tokens(None) is None
+
+
+def test_very_many_chunks_are_told_by_some_of_them() -> None:
+    small = replace(DEPLOYMENT, token_budget=16)
+    chunks = [(first, min(16, 20_001 - first)) for first in range(0, 20_001, 16)]
+    exact = sum(small.step_time.seconds(np.array([first]), np.array([count]), int(first + count == 20_001))
+                for first, count in chunks)  # fmt: skip
+    assert len(chunks) > 1000
+    assert prompt_s(small, 20_001, 0, 0)[0] == pytest.approx(exact, rel=0.01)
+    begun = perf_counter()
+    prompt_s(small, 1 << 24, 0, 0)
+    assert perf_counter() - begun < 1, "a million chunks"

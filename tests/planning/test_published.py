@@ -3,18 +3,17 @@
 from pathlib import Path
 
 import pytest
-from ambidex.planning.published import FILE, LEAST_RATIO, MOST_RATIO, compare, mean_ratio, read_figures
+from ambidex.planning.published import FILE, compare, mean_ratio, read_figures
 from ambidex.runtime.errors import ConfigError
 
 
 def test_the_mean_and_every_row() -> None:
     found = compare(read_figures().rows)
-    assert len(found) == 64
+    assert len(found) == 65
     assert 0.85 <= mean_ratio(found) <= 1.15
     for each in found:
-        assert each.is_far == (not LEAST_RATIO <= each.ratio <= MOST_RATIO)
         assert (each.figure.explanation is not None) == each.is_far, each
-    assert sum(each.is_far for each in found) == 2
+    assert [(each.figure.params, each.figure.devices) for each in found if each.is_far] == [("405B", 4), ("70B", 2)]
     vendors = {each.figure.profile.partition("-")[0] for each in found}
     assert vendors == {"nvidia", "amd"}
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -107,3 +108,13 @@ def test_a_config_without_a_field_is_refused_by_its_name(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConfigError, match="num_hidden_layers is missing"):
         read_subject(str(tmp_path))
+
+
+def test_a_config_beyond_all_models_is_refused_before_its_layers_are_looked_at(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1 << 20, "num_hidden_layers": 1024, "intermediate_size": 1 << 20, "head_dim": 1024,
+             "num_attention_heads": 1024, "num_key_value_heads": 8, "vocab_size": 1 << 24}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(published("8B") | sizes), encoding="utf-8")
+    begun = perf_counter()
+    with pytest.raises(ConfigError, match="parameters by its config: plans are made up to 5T"):
+        read_subject(str(tmp_path))
+    assert perf_counter() - begun < 5
