@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -50,7 +49,6 @@ def test_the_table_has_latencies_goodput_and_cost(capsys: Capture) -> None:
         assert word in text
 
 
-@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_it_draws(capsys: Capture, tmp_path: Path) -> None:
     out(capsys, "phase-1", "--requests", "40", "--plot", tmp_path / "a.svg")
     assert "<svg" in (tmp_path / "a.svg").read_text()

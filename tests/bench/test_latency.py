@@ -92,7 +92,6 @@ def test_a_failing_contender_is_the_users_error() -> None:
 
 
 def test_a_plot_is_drawn(result: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     rates = {"ambidex": [row["tokens_per_s"] for row in result["measurements"] if row["contender"] == "ambidex"]}
     bars(tmp_path / "plot.svg", ["a", "b", "c", "d"], rates, "tokens/s")
     assert (tmp_path / "plot.svg").read_text(encoding="utf-8").count("tokens/s") >= 1
