@@ -50,6 +50,10 @@ class Curve:
     def at(self, value: float) -> float:
         return float(np.interp(math.log(value) if value > 0 else -math.inf, self._logs, self._values))
 
+    def along(self, values: Reals) -> Reals:
+        """`at` of each of some values above 0, to the bit (numpy's logarithm is not that of `math`)."""
+        return np.interp([math.log(value) for value in values.tolist()], self._logs, self._values)
+
     def at_all(self, values: Reals) -> Reals:
         with np.errstate(divide="ignore"):
             return np.interp(np.log(values), self._logs, self._values)

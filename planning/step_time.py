@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import mul
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +83,16 @@ class _Sites:
 
 
 class _Linear:
-    """Seconds that are linear in the load: the sites of one kind taken together, in plain numbers."""
+    """Seconds that are linear in the load: the sites of one kind taken together. In plain numbers, or with arrays in the
+    place of some: term by term, so that both come to the same bits."""
 
     def __init__(self, coefficients: Reals) -> None:
         self._coefficients = tuple(coefficients.sum(axis=0).tolist())
 
-    def __call__(self, load: Sequence[float]) -> float:
-        return sum(map(mul, self._coefficients, load))
+    def __call__(self, load: Sequence[Any]) -> Any:
+        one, rows, requests, context, pairs, logits = self._coefficients
+        of_sizes = one * load[0] + rows * load[1] + requests * load[2]
+        return of_sizes + context * load[3] + pairs * load[4] + logits * load[5]
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,23 @@ class StepTime:
         """Of one step; arrays of one length, a span each."""
         return self.breakdown(first, count, num_logits).seconds
 
+    def decode_seconds(self, first: Integers, num_steps: int) -> Reals:
+        """Of so many steps in a row that give each request one token more, behind first[i] stored ones in the first of
+        them: to the bit what `seconds` says of each."""
+        reached, spans = self._efficiency, len(first)
+        bandwidth, compute, link = self._beside_attention(spans, spans, spans)
+        for window, sites in self._attention.items():
+            keys = decode_keys(first, num_steps, window)
+            load = (1, spans, spans, keys, keys, 0)
+            moving, multiplying = sites.moving(load), sites.multiplying(load)
+            took = np.maximum(moving, multiplying) / reached.curves["decode_attention"].along(keys / spans)
+            took += reached.beside_reading * multiplying
+            is_compute = multiplying > moving
+            bandwidth, compute = bandwidth + np.where(is_compute, 0.0, took), compute + np.where(is_compute, took, 0.0)
+        launch, host = self._launch(spans, spans)
+        device_s = bandwidth + compute + launch + link
+        return np.broadcast_to(np.maximum(device_s, host) if self._is_host_hidden else device_s + host, num_steps)
+
     def _beside(self, rows: int, spans: int, num_logits: int) -> tuple[float, float, float]:
         """Seconds bound by bandwidth, by compute and by links, without attention: what depends on three sizes only."""
         curves = self._efficiency.curves
@@ -168,12 +188,16 @@ class StepTime:
                 bandwidth, compute = (
                     (bandwidth, compute + took) if multiplying > moving else (bandwidth + took, compute)
                 )
+        launch, host = self._launch(spans, num_decodes)
+        return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
+
+    def _launch(self, spans: int, num_decodes: int) -> tuple[float, float]:
+        """Seconds of a step's launches, and of the host."""
         launch = 1e-6 * self._efficiency.step_us + self._launch_s["product"] + self._launch_s["other"]
         launch += self._launch_s["decode_attention"] * (num_decodes > 0)
         launch += self._launch_s["prompt_attention"] * (num_decodes < spans)
         host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
-        host += self._eager_s * (num_decodes < spans)
-        return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
+        return launch, host + self._eager_s * (num_decodes < spans)
 
     def ideals(self, first: Integers, count: Integers, num_logits: int) -> dict[Kind, Ideal]:
         """Of one step whose spans all decode or all read prompts: what a measurement's shares are of."""
@@ -246,3 +270,11 @@ def attention_load(first: Integers, count: Integers, window: int) -> tuple[tuple
         pairs, keys = count * first + count * (count + 1) // 2, first + count
     rows, pair_sum = int(count.sum()), int(pairs.sum())
     return (1, rows, len(count), int(keys.sum()), pair_sum, 0), pair_sum / max(rows, 1)
+
+
+def decode_keys(first: Integers, num_steps: int, window: int) -> Integers:
+    """[num_steps] keys read, and as many pairs, in each step that gives every request one token more."""
+    steps = np.arange(1, num_steps + 1)
+    if window:
+        return np.minimum(first[:, None] + steps, window).sum(axis=0)
+    return int(first.sum()) + len(first) * steps

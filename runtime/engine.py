@@ -21,6 +21,7 @@ from .intake import Intake
 from .messages import TIMEOUT, Counters, Ended, Integers, Limits, Progress, Reals, Started, Submission
 from .schedule import moves
 from .schedule.planned import Planned
+from .schedule.repeat import num_alike, repeat
 from .schedule.scheduler import Scheduler
 from .step import Step
 
@@ -103,6 +104,17 @@ class Engine:
         started = [Started(*each, launched.launched_s) for each in launched.planned.started] if launched else ()
         ended, self._ended = tuple(self._ended), []
         return Progress(self._clock(), *tokens, tuple(started), ended)
+
+    def num_alike(self, most: int, token: int) -> int:
+        """How many of the next steps, up to `most`, `repeat` can stand for if this is all that will be sampled."""
+        has_more = self._in_flight is not None or bool(self._ended) or bool(self._deadlines)
+        return 0 if has_more else num_alike(self.scheduler, most, token)
+
+    def repeat(self, num_steps: int, token: int) -> None:
+        """So many steps in one call, at most `num_alike`. The worker is not asked: for a device on a clock."""
+        repeat(self.scheduler, num_steps, token)
+        self._steps += num_steps
+        self._sampled_tokens += num_steps * len(self.scheduler.running)
 
     def counters(self) -> Counters:
         """The state of the engine now, and its sums since the start."""

@@ -75,6 +75,7 @@ class Fleet:
         generated = int(self._journal.generated[number])
         prompt = self._prompts.of(number, generated)
         wanted = 1 if self._is_split else int(self._workload.output_tokens[number]) - generated
+        stage.interrupt(worker)
         try:
             worker.submit(number, prompt, wanted)
         except RequestError as error:
@@ -113,6 +114,7 @@ class Fleet:
                 self._free(now_s, move)
             if move.target is not worker:
                 self.stages[1].wake(move.target, now_s)
+        stage.interrupt(worker)
         for number in worker.held:
             self._journal.generated[number] += worker.delivered(number)
         begun = list(worker.held)
@@ -169,6 +171,7 @@ class Fleet:
         generated = int(self._journal.generated[number])
         prompt = self._prompts.of(number, generated)
         left = int(self._workload.output_tokens[number]) - generated
+        self.stages[1].interrupt(move.target)
         move.target.bring(number, prompt, left, move.num_tokens, partial(self._let_in, move))
         self.stages[1].wake(move.target, now_s)
 

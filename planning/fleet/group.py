@@ -32,9 +32,8 @@ class Group:
     num_preemptions: int = 0
     num_failures: int = 0
 
-    def was_busy(self, from_s: float, seconds: float) -> None:
-        """A step, counted in the stretches that it lies in."""
-        until_s = from_s + seconds
+    def was_busy(self, from_s: float, until_s: float) -> None:
+        """A worker was at work without a break, counted in the stretches that this lies in."""
         self.reach(until_s)
         first, last = int(from_s / self.stretch_s), int(until_s / self.stretch_s)
         self.busy_s += [0.0] * (last + 1 - len(self.busy_s))

@@ -27,6 +27,7 @@ class Stage:
         self._speeds = [each / max(speeds) for each, group in zip(speeds, groups, strict=True) for _ in group.places]
         self.loads = Loads(len(self.workers))
         self.loading: set[int] = set()
+        self._ends: dict[int, int] = {}  # by order of a worker: how the agenda calls the end of its step
         self._rented_from: dict[int, float] = {}
         self._weights: dict[int, tuple[int, int, float]] = {}  # of a request: its place, tokens before its first, after
 
@@ -75,6 +76,13 @@ class Stage:
         if worker.progress is None and worker.is_alive:
             self._step(worker, now_s)
 
+    def interrupt(self, worker: Worker) -> None:
+        """Something comes for the worker: it goes on with what it has only until the step under way has ended."""
+        ends_s = worker.interrupt(self._agenda.reached)
+        if ends_s is not None:
+            self._agenda.cancel(self._ends.pop(worker.order))
+            self._note(worker, ends_s)
+
     def drain(self, worker: Worker, now_s: float) -> None:
         """It gets no new requests, and goes when it has none."""
         self.loads.close(worker.slot)
@@ -83,6 +91,10 @@ class Stage:
 
     def remove(self, worker: Worker, now_s: float) -> None:
         """It is gone from now on."""
+        self.interrupt(worker)
+        if worker.progress is not None:
+            self._agenda.cancel(self._ends.pop(worker.order))
+        self._stands(worker, now_s)
         place = worker.slot
         worker.is_alive, self.workers[place] = False, None
         self.loads.close(place)
@@ -100,7 +112,8 @@ class Stage:
 
     def _open(self, place: int, now_s: float) -> None:
         group = self.group_of[place]
-        worker = Worker(group.replica, place, now_s, prefix_caching=group.prefix_caching)
+        order = self._agenda.new_order()
+        worker = Worker(group.replica, place, now_s, prefix_caching=group.prefix_caching, order=order)
         self.loading.discard(place)
         self.workers[place] = worker
         self.loads.open(place, self._speeds[place])
@@ -110,19 +123,30 @@ class Stage:
     def _step(self, worker: Worker, now_s: float) -> None:
         ends_s = worker.begin(now_s)
         if ends_s is not None:
-            self.group_of[worker.slot].was_busy(now_s, ends_s - now_s)
-            self._agenda.at(ends_s, partial(self._ended, worker))
-        elif worker.is_draining:
+            worker.busy_since_s = now_s if worker.busy_since_s is None else worker.busy_since_s
+            self._note(worker, ends_s)
+            return
+        self._stands(worker, now_s)
+        if worker.is_draining:
             self._retire(worker, now_s)
 
+    def _note(self, worker: Worker, ends_s: float) -> None:
+        self._ends[worker.order] = self._agenda.at(ends_s, partial(self._ended, worker), worker.order)
+
     def _ended(self, worker: Worker, now_s: float) -> None:
-        if not worker.is_alive:
-            return
+        del self._ends[worker.order]
+        worker.catch_up()
         progress = worker.progress
         if progress and (progress.started or progress.ended or worker.unseen):
             self._deliver(now_s, self, worker)
         worker.progress = None
         self._step(worker, now_s)
+
+    def _stands(self, worker: Worker, now_s: float) -> None:
+        """It has nothing to do any more."""
+        if worker.busy_since_s is not None:
+            self.group_of[worker.slot].was_busy(worker.busy_since_s, now_s)
+            worker.busy_since_s = None
 
     def _retire(self, worker: Worker, now_s: float) -> None:
         """It goes when nothing is there, comes, or is read."""

@@ -3,10 +3,14 @@
 A step is planned and committed by the very code that serves on the metal; only what the device would do is replaced: it
 takes the seconds that the replica's step time says, and every row samples the same id at once. Host work and its
 overlap with the device are in the step time already, so the engine runs without overlap of its own.
+
+Steps that only go on with what runs are foreseen, many at a time: they have an end each, and are done in one call of
+the scheduler when the last of them has ended, or as far as they have begun when something else comes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,14 +36,18 @@ VOCABULARY = 32_000
 SAMPLED_ID = 5
 _GROUP = "kv"
 _AGEING_S = 10.0
+MOST_FORESEEN = 256
 
 Integers = NDArray[np.int64]
 
 
 class StepSeconds(Protocol):
-    """What a step takes: its spans compute count[i] tokens behind first[i] stored ones."""
+    """What a step takes: its spans compute count[i] tokens behind first[i] stored ones. And what each of several takes
+    that give every request one token more, to the bit."""
 
     def seconds(self, first: Integers, count: Integers, num_logits: int) -> float: ...
+
+    def decode_seconds(self, first: Integers, num_steps: int) -> NDArray[np.float64]: ...
 
 
 class Replica(Protocol):
@@ -86,8 +94,11 @@ class _Device:
         count, rows = step.spans[:, 2], len(step.logits)
         self._backend.advance(self._seconds(step.spans[:, 1], count, rows))
         self.num_spans += len(count)
-        sampled = Sampled(self._ids[:rows], self._logprobs[:rows], self._top_ids[:rows], self._top_logprobs[:rows])
+        sampled = self.sampled(rows)
         return lambda: sampled
+
+    def sampled(self, rows: int) -> Sampled:
+        return Sampled(self._ids[:rows], self._logprobs[:rows], self._top_ids[:rows], self._top_logprobs[:rows])
 
 
 @lru_cache(maxsize=1 << 16)
@@ -96,13 +107,13 @@ def _params(max_tokens: int) -> SamplingParams:
 
 
 class Worker:
-    """One replica that runs. slot: its place in its stage. held: the tokens to come of each request
-    that it has. progress: what the step under way will have brought when it
-    ends. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
+    """One replica that runs. slot: its place in its stage; order: of the ends of its steps among all that happens at one
+    time. held: the tokens to come of each request that it has. progress: what the step under way will have brought when
+    it ends. busy_since_s: None while it has nothing to do. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
     them come as pages, whom to tell) from other workers, not let in yet. num_lent: transfers that read its pages."""
 
-    def __init__(self, replica: Replica, slot: int, now_s: float, *, prefix_caching: bool) -> None:
-        self.replica, self.slot, self.started_s = replica, slot, now_s
+    def __init__(self, replica: Replica, slot: int, now_s: float, *, prefix_caching: bool, order: int = 0) -> None:
+        self.replica, self.slot, self.order = replica, slot, order
         self.backend = VirtualBackend(replica.profile, now_s)
         pages = replica.kv_cache_tokens // replica.page_size
         limits = Limits(replica.max_model_len, VOCABULARY, frozenset(), replica.kv_cache_tokens, 1 << 30)
@@ -118,6 +129,8 @@ class Worker:
         intake = Intake(limits, model="", seed=0, ageing_s=_AGEING_S, longest={_GROUP: pages * replica.page_size})
         self.engine = Engine(self.scheduler, self.device, intake, limits, clock=self.backend.clock)
         self.progress: Progress | None = None
+        self.busy_since_s: float | None = None
+        self._ends_s: list[float] = []  # of the steps under way that the scheduler has not done yet
         self.held: dict[int, int] = {}
         self.unseen: set[int] = set()
         self.incoming: deque[tuple[int, Integers, int, int, Callable[[float], None]]] = deque()
@@ -125,6 +138,7 @@ class Worker:
 
     def submit(self, number: int, prompt: Integers, max_tokens: int, num_brought: int = 0) -> None:
         """RequestError: this replica cannot serve it."""
+        assert not self._ends_s, "steps are under way: interrupt them first"
         submission = Submission(number=number, prompt_ids=prompt, params=_params(max_tokens))
         self.engine.submit(submission, num_brought)
         self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
@@ -134,6 +148,7 @@ class Worker:
     ) -> None:
         """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room, and
         `let_in` told the time."""
+        assert not self._ends_s, "steps are under way: interrupt them first"
         self.incoming.append((number, prompt, max_tokens, num_brought, let_in))
 
     def send_away(self, number: int) -> None:
@@ -141,18 +156,48 @@ class Worker:
         self.incoming = deque(each for each in self.incoming if each[0] != number)
 
     def begin(self, now_s: float) -> float | None:
-        """Plans a step and runs it: the time at which it will have ended; None if there is nothing to do, or nobody can
-        be let in as long as others read what lies in the pages."""
+        """Plans a step and runs it, or foresees several: the time at which the last will have ended; None if there is
+        nothing to do, or nobody can be let in as long as others read what lies in the pages."""
         self.backend.idle_until(now_s)
         if self.incoming:
             self._let_in(now_s)
         if not self.engine.has_work:
             return None
+        if not self.incoming and (num_steps := self.engine.num_alike(MOST_FORESEEN, SAMPLED_ID)):
+            return self._foresee(now_s, num_steps)
         progress = self.engine.step()
         if self.backend.clock() <= now_s:
             return None
         self.progress = progress
         return self.backend.clock()
+
+    def _foresee(self, now_s: float, num_steps: int) -> float:
+        running = self.scheduler.running
+        seconds = self.replica.step_time.decode_seconds(running.computed[running.order], num_steps)
+        # Added one to another, as the clock does it.
+        self._ends_s = np.cumsum(np.concatenate([[now_s], seconds]))[1:].tolist()
+        sampled = self.device.sampled(len(running))
+        columns = sampled.ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs
+        self.progress = Progress(self._ends_s[-1], running.number[running.order], *columns)
+        return self._ends_s[-1]
+
+    def interrupt(self, reached: tuple[float, int]) -> float | None:
+        """Of the foreseen steps only those happen that have begun when the agenda has `reached` this far: the time at
+        which the last of them ends; None if none were foreseen."""
+        if not self._ends_s:
+            return None
+        num_ended = bisect_left(self._ends_s, reached, key=lambda ends_s: (ends_s, self.order))
+        self.catch_up(num_ended + 1)
+        return self.backend.clock()
+
+    def catch_up(self, num_steps: int = MOST_FORESEEN) -> None:
+        """The scheduler does the first so many of the foreseen steps; there are no others any more."""
+        if not self._ends_s:
+            return
+        chosen, self._ends_s = self._ends_s[:num_steps], []
+        self.engine.repeat(len(chosen), SAMPLED_ID)
+        self.device.num_spans += len(chosen) * len(self.scheduler.running)
+        self.backend.idle_until(chosen[-1])
 
     def _let_in(self, now_s: float) -> None:
         """What has come waits outside until the next step would let it in, so that its pages are not put out again."""

@@ -110,6 +110,17 @@ class Running:
         hit = (self._stops[slots] == ids[:, None]).any(axis=1)
         return hit & (self.committed[slots] >= self.stoppable_length[slots])
 
+    def may_stop(self, slots: NDArray[np.int64], token: int) -> bool:
+        """Whether it is a stop id of one of these."""
+        return bool((self._stops[slots] == token).any())
+
+    def extend(self, slots: NDArray[np.int64], count: int, token: int) -> None:
+        """So many more tokens of each of these have been computed, and each time this one sampled."""
+        places = self.committed[slots][:, None] + np.arange(count)
+        self.tokens[slots[:, None], places] = token
+        for column in (self.computed, self.known, self.committed):
+            column[slots] += count
+
     @property
     def num_logprobs(self) -> int:
         """The most log-probabilities that any of them asks for."""

@@ -84,12 +84,12 @@ class Scheduler:
         running, deltas = self.running, Deltas(self.token_budget, self.pace)
         before = self.num_preemptions
         self._make_way()
-        self._margin = max(1.0, self._margin * _MARGIN_DECAY)
+        self.calm(1)
         order = running.order
         # The last token of a completion is sampled, not computed.
         pending = np.minimum(running.known[order], running.max_length[order] - 1) - running.computed[order]
         # One token each never exceeds the budget: nobody is let in unless all that run found a token's room.
-        self._decode(self._grow(order[pending == 1], deltas), deltas)
+        self._decode(self.grow(order[pending == 1], deltas), deltas)
         for slot in order[pending > 1].tolist():
             if running.ticket[slot] >= 0:  # else it had to give way
                 self._prefill(running.at(slot), deltas)
@@ -195,7 +195,7 @@ class Scheduler:
                 ended.append(self._end(request, token, failed=bool(failed[row]), stopped=stopped))
         return ended
 
-    def _grow(self, slots: Integers, deltas: Deltas) -> Integers:
+    def grow(self, slots: Integers, deltas: Deltas) -> Integers:
         """Gives each of these decoding slots the page that its next token needs; those that remain running."""
         running = self.running
         for group, size in self.page_sizes.items():
@@ -258,6 +258,11 @@ class Scheduler:
             deltas.add_slot(request, placed, is_first=not request.has_started)
             request.has_started = True
             self._prefill(request, deltas)
+
+    def calm(self, num_steps: int) -> None:
+        """So many steps have run without a shortage of pages: the margin shrinks."""
+        for _ in range(num_steps if self._margin > 1.0 else 0):
+            self._margin = max(1.0, self._margin * _MARGIN_DECAY)
 
     def has_room(self, lengths: Sequence[int]) -> bool:
         """Whether newcomers of so many tokens, and one more each, would find slots and pages in the next step, once the
