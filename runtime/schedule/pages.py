@@ -45,7 +45,8 @@ class PagePool:
         if count > self.num_free:
             raise MemoryError(f"{count} pages wanted, {self.num_free} of {self.num_pages} free")
         unused = min(max(count - len(self._free), 0), self._num_unused)
-        self.forget(list(islice(self._idle, max(count - unused - len(self._free), 0))))
+        if count > unused + len(self._free):
+            self.forget(list(islice(self._idle, count - unused - len(self._free))))
         taken = [self._free.pop() for _ in range(count - unused)]
         for page in taken:
             self._holders[page] = 1

@@ -37,7 +37,9 @@ class PageKeys:
 
     def of(self, tokens: NDArray[np.int32]) -> list[bytes]:
         """Keys of the full pages of `tokens` (which begin with those asked before)."""
-        size, contiguous = self._page_size, np.ascontiguousarray(tokens)
-        for page in range(len(self._chain) - 1, len(tokens) // size):
-            self._chain.append(page_key(self._chain[-1], contiguous[page * size : (page + 1) * size]))
-        return self._chain[1 : len(tokens) // size + 1]
+        begin, end = len(self._chain) - 1, len(tokens) // self._page_size
+        if begin < end:
+            pages = tokens[begin * self._page_size : end * self._page_size].reshape(-1, self._page_size)
+            for page in pages:
+                self._chain.append(page_key(self._chain[-1], page))
+        return self._chain[1 : end + 1]

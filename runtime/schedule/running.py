@@ -91,7 +91,7 @@ class Running:
             counts[slot] = len(request.pages[group])
         place = bisect_left(self._ranks, request.rank)
         self._ranks.insert(place, request.rank)
-        self.order = np.insert(self.order, place, slot)
+        self.order = np.concatenate([self.order[:place], (slot,), self.order[place:]])
 
     def remove(self, request: Scheduled) -> None:
         """Takes the slot back; the request keeps the tokens that the host has."""
@@ -102,7 +102,7 @@ class Running:
         self.asked.subtract(_asks(request))
         place = bisect_left(self._ranks, request.rank)
         del self._ranks[place]
-        self.order = np.delete(self.order, place)
+        self.order = np.concatenate([self.order[:place], self.order[place + 1 :]])
         self._free.append(slot)
 
     def stopped(self, slots: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -115,11 +115,11 @@ class Scheduler:
             self._end(
                 running.at(int(live[row])), int(taken[row]), failed=bool(failing[row]), stopped=bool(stopped[row])
             )
-            for row in np.flatnonzero(ending).tolist()
+            for row in ending.nonzero()[0].tolist()
         ]
         if self._parked and not alive.all():
             ended += self._commit_parked(planned, ids, failed, alive)
-        return Committed(np.flatnonzero(alive), tuple(ended))
+        return Committed(alive.nonzero()[0], tuple(ended))
 
     def _end(self, request: Scheduled, token: int, *, failed: bool, stopped: bool) -> Ending:
         reason: EndReason = "error" if failed else "stop" if stopped else "length"
@@ -206,7 +206,9 @@ class Scheduler:
                 slots = slots[running.ticket[slots] >= 0]
             if len(needing):
                 pages = pool.take(len(needing))
-                deltas.add_pages(group, np.stack([needing, counts[needing], pages], axis=1))
+                rows = np.empty((len(needing), 3), dtype=np.int64)
+                rows[:, 0], rows[:, 1], rows[:, 2] = needing, counts[needing], pages
+                deltas.add_pages(group, rows)
                 counts[needing] += 1
                 for slot, page in zip(needing.tolist(), pages, strict=True):
                     running.at(slot).pages[group].append(page)

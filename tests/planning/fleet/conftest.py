@@ -28,6 +28,10 @@ class Linear:
     def seconds(self, first: np.ndarray, count: np.ndarray, num_logits: int) -> float:
         return self.step_s + self.token_s * float(count.sum()) + self.key_s * float(first.sum())
 
+    def decode_seconds(self, first: np.ndarray, num_steps: int) -> np.ndarray:
+        alone = np.ones(len(first), dtype=np.int64)
+        return np.array([self.seconds(first + each, alone, len(first)) for each in range(num_steps)])
+
 
 @dataclass(frozen=True)
 class Round:
