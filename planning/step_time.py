@@ -83,8 +83,8 @@ class _Sites:
 
 
 class _Linear:
-    """Seconds that are linear in the load: the sites of one kind taken together. In plain numbers, or with arrays in the
-    place of some: term by term, so that both come to the same bits."""
+    """Seconds that are linear in the load: the sites of one kind taken together. In plain numbers or with arrays in the
+    place of some, term by term: both come to the same bits."""
 
     def __init__(self, coefficients: Reals) -> None:
         self._coefficients = tuple(coefficients.sum(axis=0).tolist())
@@ -149,7 +149,8 @@ class StepTime:
         """Of so many steps in a row that give each request one token more, behind first[i] stored ones in the first of
         them: to the bit what `seconds` says of each."""
         reached, spans = self._efficiency, len(first)
-        bandwidth, compute, link = self._beside_attention(spans, spans, spans)
+        beside_bandwidth, beside_compute, link = self._beside_attention(spans, spans, spans)
+        bandwidth, compute = np.full(num_steps, beside_bandwidth), np.full(num_steps, beside_compute)
         for window, sites in self._attention.items():
             keys = decode_keys(first, num_steps, window)
             load = (1, spans, spans, keys, keys, 0)
@@ -157,10 +158,11 @@ class StepTime:
             took = np.maximum(moving, multiplying) / reached.curves["decode_attention"].along(keys / spans)
             took += reached.beside_reading * multiplying
             is_compute = multiplying > moving
-            bandwidth, compute = bandwidth + np.where(is_compute, 0.0, took), compute + np.where(is_compute, took, 0.0)
+            bandwidth[~is_compute] += took[~is_compute]
+            compute[is_compute] += took[is_compute]
         launch, host = self._launch(spans, spans)
         device_s = bandwidth + compute + launch + link
-        return np.broadcast_to(np.maximum(device_s, host) if self._is_host_hidden else device_s + host, num_steps)
+        return np.maximum(device_s, host) if self._is_host_hidden else device_s + host
 
     def _beside(self, rows: int, spans: int, num_logits: int) -> tuple[float, float, float]:
         """Seconds bound by bandwidth, by compute and by links, without attention: what depends on three sizes only."""
@@ -262,14 +264,17 @@ def _parts(is_decode: NDArray[np.bool_], num_decodes: int) -> Iterator[tuple[NDA
 
 def attention_load(first: Integers, count: Integers, window: int) -> tuple[tuple[float, ...], float]:
     """The load's vector, and the keys that a row sees on average. A window hides keys further back than it reaches."""
-    if window:
+    rows, spans = int(count.sum()), len(count)
+    if rows == spans:  # a token each: as many pairs as keys
+        keys = pairs = int((np.minimum(first, window - 1) if window else first).sum()) + rows
+    elif window:
         growing = np.clip(window - first, 0, count)
-        pairs = growing * first + growing * (growing + 1) // 2 + (count - growing) * window
-        keys = np.minimum(first, window - 1) + count
+        pairs = int((growing * first + growing * (growing + 1) // 2 + (count - growing) * window).sum())
+        keys = int(np.minimum(first, window - 1).sum()) + rows
     else:
-        pairs, keys = count * first + count * (count + 1) // 2, first + count
-    rows, pair_sum = int(count.sum()), int(pairs.sum())
-    return (1, rows, len(count), int(keys.sum()), pair_sum, 0), pair_sum / max(rows, 1)
+        pairs = int((count * first + count * (count + 1) // 2).sum())
+        keys = int(first.sum()) + rows
+    return (1, rows, spans, keys, pairs, 0), pairs / max(rows, 1)
 
 
 def decode_keys(first: Integers, num_steps: int, window: int) -> Integers:

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -107,10 +108,11 @@ def _params(max_tokens: int) -> SamplingParams:
 
 
 class Worker:
-    """One replica that runs. slot: its place in its stage; order: of the ends of its steps among all that happens at one
-    time. held: the tokens to come of each request that it has. progress: what the step under way will have brought when
-    it ends. busy_since_s: None while it has nothing to do. unseen: requests that were let in and have not shown a token yet. incoming: (request, its tokens, how many of
-    them come as pages, whom to tell) from other workers, not let in yet. num_lent: transfers that read its pages."""
+    """One replica that runs. slot: its place in its stage. order: that of the ends of its steps among what happens at
+    the same time. held: the tokens to come of each request that it has. progress: what the step under way will have
+    brought when it ends. busy_since_s: None while it has nothing to do. unseen: requests that were let in and have not
+    shown a token yet. incoming: (request, its tokens, how many of them come as pages, whom to tell) from other workers,
+    not let in yet. num_lent: transfers that read its pages."""
 
     def __init__(self, replica: Replica, slot: int, now_s: float, *, prefix_caching: bool, order: int = 0) -> None:
         self.replica, self.slot, self.order = replica, slot, order
@@ -174,8 +176,7 @@ class Worker:
     def _foresee(self, now_s: float, num_steps: int) -> float:
         running = self.scheduler.running
         seconds = self.replica.step_time.decode_seconds(running.computed[running.order], num_steps)
-        # Added one to another, as the clock does it.
-        self._ends_s = np.cumsum(np.concatenate([[now_s], seconds]))[1:].tolist()
+        self._ends_s = list(accumulate(seconds.tolist(), initial=now_s))[1:]  # as the clock adds them
         sampled = self.device.sampled(len(running))
         columns = sampled.ids, sampled.logprobs, sampled.top_ids, sampled.top_logprobs
         self.progress = Progress(self._ends_s[-1], running.number[running.order], *columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,15 @@ class Deltas:
     def nominal_s(self) -> float:
         return self._pace.nominal_s(self._load) if self._pace and self._load.rows else 0.0
 
-    def add_pages(self, group: str, rows: Integers) -> None:
+    def add_pages(self, group: str, slots: Integers | int, index: Integers, pages: Sequence[int]) -> None:
+        rows = np.empty((len(pages), 3), dtype=np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 2] = slots, index, pages
         self._pages.setdefault(group, []).append(rows)
 
     def add_slot(self, request: Scheduled, placed: Placed, *, is_first: bool) -> None:
         self._added.append(_slot_added(request))
         for group, pages in request.pages.items():
-            index = np.arange(len(pages))
-            self.add_pages(group, np.stack([np.full(len(pages), request.slot), index, pages], axis=1))
+            self.add_pages(group, request.slot, np.arange(len(pages)), pages)
         for group, copy in placed.copies.items():
             self._copies.setdefault(group, []).append(copy)
         if is_first:

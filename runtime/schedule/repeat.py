@@ -4,6 +4,8 @@ request one more token. For whoever knows what will be sampled, as a simulation 
 
 from __future__ import annotations
 
+import numpy as np
+
 from .deltas import Deltas
 from .scheduler import Scheduler
 
@@ -15,25 +17,24 @@ def num_alike(scheduler: Scheduler, most: int, token: int) -> int:
     running, order = scheduler.running, scheduler.running.order
     if scheduler.waiting or not len(order):
         return 0
-    computed, known = running.computed[order], running.known[order]
-    count = min(most, int((running.max_length[order] - known).min()) - 1)
-    is_alike = (known - computed == 1) & (computed >= running.prompt_length[order])
-    if count <= 0 or not is_alike.all() or running.may_stop(order, token):
+    count = min(most, int((running.max_length - running.known)[order].min()) - 1)
+    if count <= 0 or running.may_stop(order, token):
         return 0
-    for group, size in scheduler.page_sizes.items():
-        wanted = (computed + count - 1) // size + 1 - running.num_pages[group][order]
-        if wanted.sum() > scheduler.pools[group].num_free:
-            return 0
-    return count
+    if np.count_nonzero((running.computed < np.maximum(running.known - 1, running.prompt_length))[order]):
+        return 0
+    # For so many steps pages suffice wherever in its last one each request is.
+    pages = [(scheduler.pools[group].num_free // len(order)) * size for group, size in scheduler.page_sizes.items()]
+    return min(count, *pages)
 
 
 def repeat(scheduler: Scheduler, num_steps: int, token: int) -> None:
-    """What so many calls of `schedule` and `commit` would do, at most `num_alike`: from one page to the next at once."""
+    """What so many calls of `schedule` and `commit` would do, at most `num_alike`: at once from page to page."""
     running, order = scheduler.running, scheduler.running.order
     while num_steps:
         scheduler.grow(order, Deltas(scheduler.token_budget, None))
-        room = [(running.num_pages[group] * size - running.computed)[order] for group, size in scheduler.page_sizes.items()]
-        count = min(num_steps, *(int(each.min()) for each in room))
+        count = num_steps
+        for group, size in scheduler.page_sizes.items():
+            count = min(count, int((running.num_pages[group] * size - running.computed)[order].min()))
         running.extend(order, count, token)
         scheduler.calm(count)
         num_steps -= count

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from .request import Rank, Scheduled
 
 _INTEGERS = ("ticket", "number", "computed", "known", "committed", "prompt_length", "max_length", "stoppable_length")
+_FLAGS = ("random", "filtered", "penalized", "masked")
 _NO_STOP = -1
 
 
@@ -112,7 +114,7 @@ class Running:
 
     def may_stop(self, slots: NDArray[np.int64], token: int) -> bool:
         """Whether it is a stop id of one of these."""
-        return bool((self._stops[slots] == token).any())
+        return bool(np.count_nonzero(self._stops[slots] == token))
 
     def extend(self, slots: NDArray[np.int64], count: int, token: int) -> None:
         """So many more tokens of each of these have been computed, and each time this one sampled."""
@@ -137,10 +139,5 @@ class Running:
 
 def _asks(request: Scheduled) -> list[str | int]:
     params = request.params
-    flags = {
-        "random": params.temperature > 0,
-        "filtered": params.filtered,
-        "penalized": params.penalized,
-        "masked": request.is_masked,
-    }
-    return [*(name for name, is_set in flags.items() if is_set), params.logprobs or 0]
+    asked = params.temperature > 0, params.filtered, params.penalized, request.is_masked
+    return [params.logprobs or 0, *compress(_FLAGS, asked)]

@@ -206,9 +206,7 @@ class Scheduler:
                 slots = slots[running.ticket[slots] >= 0]
             if len(needing):
                 pages = pool.take(len(needing))
-                rows = np.empty((len(needing), 3), dtype=np.int64)
-                rows[:, 0], rows[:, 1], rows[:, 2] = needing, counts[needing], pages
-                deltas.add_pages(group, rows)
+                deltas.add_pages(group, needing, counts[needing], pages)
                 counts[needing] += 1
                 for slot, page in zip(needing.tolist(), pages, strict=True):
                     running.at(slot).pages[group].append(page)

@@ -36,6 +36,7 @@ def deployed(format_name: str = "bf16", ranks: int = 1, reached: Efficiency = DE
 
 WIDE, NARROW, TWO = deployed(), deployed("fp8"), deployed(ranks=2)
 BUSY = deployed(reached=replace(DEFAULT, beside_reading=0.5))
+HOSTED = deployed(reached=replace(DEFAULT, host_us=2e3, host_us_per_request=90.0))
 
 
 def arrays(given_spans: Spans) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +122,25 @@ def test_a_window_never_costs_more(given_spans: Spans, window: int) -> None:
     assert fewer <= keys
     wide = attention_load(first, count, int((first + count).max()) + 1)
     assert wide[0] == whole
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 20_000), min_size=1, max_size=40), st.integers(1, 300),
+    st.sampled_from([0, 1, 500]), st.sampled_from([WIDE, NARROW, TWO, BUSY, HOSTED]),
+)  # fmt: skip
+def test_steps_in_a_row_take_what_each_of_them_takes(
+    stored: list[int], num_steps: int, window: int, deployment: Deployment
+) -> None:
+    """To the bit: what is foreseen of a fleet is what happens step by step."""
+    windowed = tuple(
+        replace(each, group=each.group and replace(each.group, window=window)) for each in deployment.part.sites[::2]
+    )
+    sites = (*deployment.part.sites, *windowed)
+    time = StepTime(sites, deployment.profile, deployment.precision, deployment.efficiency)
+    first, one = np.array(stored), np.ones(len(stored), dtype=np.int64)
+    together = time.decode_seconds(first, num_steps)
+    assert together.tolist() == [time.seconds(first + step, one, len(first)) for step in range(num_steps)]
 
 
 def test_a_windowed_model_is_no_slower() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from ambidex import LLM, SamplingParams
-from ambidex.planning.fleet.worker import Worker
+from ambidex.planning.fleet.worker import SAMPLED_ID, Worker
 from ambidex.runtime.engine import Engine
 from ambidex.runtime.messages import Submission
 from ambidex.runtime.step import Step
@@ -48,19 +47,29 @@ def plain(step: Step) -> Any:
     return added, step.freed.tolist(), pages, copies, step.spans.tolist(), step.logits.tolist()
 
 
-def drive(engine: Engine, due: Arrivals, step: Callable[[], object]) -> list[Any]:
-    launched = record(engine)
-    for at in range(_STEPS):
-        for number, (when, prompt, max_tokens) in enumerate(due):
-            if when == at:
-                params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-                engine.submit(Submission(number=number, prompt_ids=prompt, params=params))
-        step()
-    return launched
+def without_freed(step: Any) -> Any:
+    """A slot is called free by the next step that is launched."""
+    added, _, *others = step
+    return added, *others
 
 
-def simulated(worker: Worker, due: Arrivals) -> list[Any]:
-    return drive(worker.engine, due, lambda: worker.begin(worker.backend.clock()))
+def drive(engine: Engine, due: Arrivals, *, is_repeating: bool = False) -> dict[int, Any]:
+    """The steps that are launched, by their number. is_repeating: those that `repeat` can stand for are not."""
+    launched, found, at = record(engine), dict[int, Any](), 0
+    while at < _STEPS:
+        for number, (_, prompt, max_tokens) in [each for each in enumerate(due) if each[1][0] == at]:
+            params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
+            engine.submit(Submission(number=number, prompt_ids=prompt, params=params))
+        following = min((when for when, _, _ in due if when > at), default=_STEPS)
+        num_alike = engine.num_alike(following - at, SAMPLED_ID) if is_repeating else 0
+        if num_alike:
+            engine.repeat(num_alike, SAMPLED_ID)
+        else:
+            engine.step()
+            if launched:
+                found[at] = launched.pop()
+        at += num_alike or 1
+    return found
 
 
 @pytest.mark.parametrize("seed", [1, 6, 7])
@@ -77,17 +86,21 @@ def test_the_simulated_engine_decides_as_the_real_one(kit: Any, seed: int, kv_ca
         kv_cache_tokens=pool.num_pages * page_size, page_size=page_size, max_model_len=192, max_num_seqs=4,
         token_budget=48,
     )  # fmt: skip
-    worker = Worker(replica, 0, 0.0, prefix_caching=True)
+    worker, repeating = (Worker(replica, 0, 0.0, prefix_caching=True) for _ in range(2))
     due = arrivals(seed)
-    steps = simulated(worker, due)
-    assert steps == drive(real, due, real.step)
+    steps = drive(worker.engine, due)
+    assert steps == drive(real, due)
     assert len(steps) > 60
     if kv_cache_tokens == 256:
         assert real.scheduler.num_preemptions == worker.scheduler.num_preemptions > 0
+    launched = drive(repeating.engine, due, is_repeating=True)
+    assert 20 < len(launched) < len(steps), "some were repeated"
+    assert all(without_freed(step) == without_freed(steps[at]) for at, step in launched.items())
+    assert repeating.engine.counters() == worker.engine.counters()
 
 
 def test_a_difference_is_seen(kit: Any) -> None:
     due = arrivals(1)
     replicas = [kit.Round(max_num_seqs=4, max_model_len=192, token_budget=budget) for budget in (48, 47)]
-    steps = [simulated(Worker(replica, 0, 0.0, prefix_caching=True), due) for replica in replicas]
+    steps = [drive(Worker(replica, 0, 0.0, prefix_caching=True).engine, due) for replica in replicas]
     assert steps[0] != steps[1]

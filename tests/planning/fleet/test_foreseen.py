@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
-from ambidex.planning.deployment import deploy
+from ambidex.ops.types import Site
+from ambidex.planning.deployment import Deployment, deploy
 from ambidex.planning.fleet import worker
 from ambidex.planning.fleet.build import assemble
 from ambidex.planning.fleet.measures import measures
@@ -40,11 +41,14 @@ def step_time(window: int) -> StepTime:
     stored = precision("fp8", profile)
     assert not isinstance(stored, str)
     found = deploy(sized_subject("8B"), profile, stored, 1, Demand(4096))
-    sites = found.part.sites
-    seeing = tuple(each for each in sites if each.group is not None)
-    halves = [replace(each, num_layers=each.num_layers // 2, group=replace(each.group, window=window)) for each in seeing]
-    others = [replace(each, num_layers=each.num_layers - each.num_layers // 2) if each in seeing else each for each in sites]
-    return StepTime((*others, *halves), profile, stored, found.efficiency)
+    assert isinstance(found, Deployment)
+    sites: list[Site] = []
+    for site in found.part.sites:
+        half = site.num_layers // 2 if site.group else 0
+        sites.append(replace(site, num_layers=site.num_layers - half))
+        if site.group:
+            sites.append(replace(site, num_layers=half, group=replace(site.group, window=window)))
+    return StepTime(tuple(sites), profile, stored, found.efficiency)
 
 
 TIMES: dict[str, Any] = {"8B": step_time(0), "windowed": step_time(100)}
@@ -100,7 +104,7 @@ def test_the_same_report_as_step_by_step(
 
 
 def test_a_long_answer_takes_few_calls(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an answer's 400 steps the first reads the prompt and the last ends it; those between are cut by the other one."""
+    """Of an answer's steps the first reads the prompt and the last ends it; those between the other one cuts in two."""
     calls: list[int] = []
     repeat = Engine.repeat
 
