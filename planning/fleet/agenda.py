@@ -19,7 +19,7 @@ class Agenda:
         self._cancelled: set[int] = set()
 
     def new_order(self) -> int:
-        """One behind all others: whose actions have an order of their own, for him it does not matter when they were
+        """Behind all others that were given. Of actions with an order of their own it does not matter when they were
         noted."""
         self._num_orders += 1
         return self._num_orders

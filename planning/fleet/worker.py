@@ -37,6 +37,7 @@ VOCABULARY = 32_000
 SAMPLED_ID = 5
 _GROUP = "kv"
 _AGEING_S = 10.0
+_UNTOLD = "what comes to a worker comes after `interrupt`"
 MOST_FORESEEN = 256
 
 Integers = NDArray[np.int64]
@@ -140,7 +141,7 @@ class Worker:
 
     def submit(self, number: int, prompt: Integers, max_tokens: int, num_brought: int = 0) -> None:
         """RequestError: this replica cannot serve it."""
-        assert not self._ends_s, "steps are under way: interrupt them first"
+        assert not self._ends_s, _UNTOLD
         submission = Submission(number=number, prompt_ids=prompt, params=_params(max_tokens))
         self.engine.submit(submission, num_brought)
         self.held[number] = min(max_tokens, self.replica.max_model_len - len(prompt))
@@ -150,7 +151,7 @@ class Worker:
     ) -> None:
         """A request whose first `num_brought` tokens have been computed elsewhere; it is let in when there is room, and
         `let_in` told the time."""
-        assert not self._ends_s, "steps are under way: interrupt them first"
+        assert not self._ends_s, _UNTOLD
         self.incoming.append((number, prompt, max_tokens, num_brought, let_in))
 
     def send_away(self, number: int) -> None:
@@ -191,8 +192,8 @@ class Worker:
         self.catch_up(num_ended + 1)
         return self.backend.clock()
 
-    def catch_up(self, num_steps: int = MOST_FORESEEN) -> None:
-        """The scheduler does the first so many of the foreseen steps; there are no others any more."""
+    def catch_up(self, num_steps: int | None = None) -> None:
+        """The scheduler does the foreseen steps, or the first so many of them; there are no others any more."""
         if not self._ends_s:
             return
         chosen, self._ends_s = self._ends_s[:num_steps], []
@@ -222,11 +223,13 @@ class Worker:
 
     def lend(self, prompt: Integers) -> tuple[moves.Pages, int]:
         """Keeps the prompt's whole pages in place while they are read; and how many tokens they hold."""
+        assert not self._ends_s, _UNTOLD
         keys = {_GROUP: PageKeys(root_key("", "", ""), self.replica.page_size).of(prompt.astype(np.int32))}
         pages = moves.lend(self.scheduler.admission, keys)
         self.num_lent += 1
         return pages, len(pages[_GROUP]) * self.replica.page_size
 
     def take_back(self, pages: moves.Pages) -> None:
+        assert not self._ends_s, _UNTOLD
         moves.take_back(self.scheduler.admission, pages)
         self.num_lent -= 1

@@ -72,11 +72,11 @@ def told(kit: Any, chosen: Any, replica: Any, *, in_beats: bool, most: int, monk
     seed=st.integers(0, 1000), is_split=st.booleans(), deaths=_DEATHS, is_replaced=st.booleans(),
     arrivals=st.sampled_from([_POISSON, _BURSTS]), pages=st.sampled_from([24, 40, 256]),
     step=st.sampled_from(["beats", "round", *TIMES]), is_scaled=st.booleans(), prefix=st.sampled_from([0, 0.7]),
-    most=st.sampled_from([3, 256]),
+    most=st.sampled_from([3, 256]), latency_ms=st.sampled_from([0.0, 1e3 * _BEAT_S]),
 )  # fmt: skip
 def test_the_same_report_as_step_by_step(
     kit: Any, monkeypatch: pytest.MonkeyPatch, seed: int, is_split: bool, deaths: list[Any], is_replaced: bool,
-    arrivals: Any, pages: int, step: str, is_scaled: bool, prefix: float, most: int,
+    arrivals: Any, pages: int, step: str, is_scaled: bool, prefix: float, most: int, latency_ms: float,
 ) -> None:  # fmt: skip
     """In beats everything happens at the same times as something else does."""
     deaths = [{**each, "stage": each["stage"] if is_split else 0} for each in deaths]
@@ -90,7 +90,7 @@ def test_the_same_report_as_step_by_step(
     if is_scaled and not is_split:
         spec |= {"workers": [{"profile": "x", "workers": 1, "max_workers": 3}], "scaling": _SCALING}
     if is_split:
-        spec |= {"link": {"gb_per_s": 1.0, "latency_ms": 1e3 * _BEAT_S}}
+        spec |= {"link": {"gb_per_s": 1.0, "latency_ms": latency_ms}}
     chosen = kit.scenario(
         seed=seed, fleets=[spec], traffic=traffic, failures={"at": deaths, "replaced": is_replaced},
         loading={"gb_per_s": 1.0, "start_s": _BEAT_S},
@@ -124,3 +124,6 @@ def test_a_long_answer_takes_few_calls(kit: Any, monkeypatch: pytest.MonkeyPatch
     assert arrived_s[1] < outcome.journal.ended_s[0], "the second comes while the first is answered"
     assert report["steps"] - sum(calls) == 4
     assert len(calls) == 3
+    (workers,) = report["fleets"][0]["workers"]
+    busy_s = workers["utilisation"] * workers["rented_s"]
+    assert busy_s == pytest.approx(outcome.lasted_s - arrived_s[0]), "from the first arrival to the last token"
