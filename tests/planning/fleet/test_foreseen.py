@@ -67,7 +67,7 @@ def told(kit: Any, chosen: Any, replica: Any, *, in_beats: bool, most: int, monk
     return json.dumps(measures(chosen, outcome)), [each.tolist() for each in np.nan_to_num(columns, nan=-1.0)]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 1000), is_split=st.booleans(), deaths=_DEATHS, is_replaced=st.booleans(),
     arrivals=st.sampled_from([_POISSON, _BURSTS]), pages=st.sampled_from([24, 40, 256]),
