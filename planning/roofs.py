@@ -83,8 +83,8 @@ def _work(
 
 def _short(site: Site) -> str:
     """qkv, mlp, attention: the place in a layer where it tells, else the op."""
-    label = site.name.partition("@")[2].removeprefix("layers.*.")
-    return label if site.weights else site.op
+    role = max(site.weights, key=lambda weight: weight.num_bytes).role if site.weights else site.op
+    return role.removeprefix("layers.*.")
 
 
 def roofline_chart(deployment: Deployment, batch: int, context: int, prompt_tokens: int) -> Chart:
