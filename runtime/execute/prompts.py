@@ -25,7 +25,7 @@ from .slots import SlotTable
 
 _MAX_TOKENS = 1024
 _FEW_SPANS = 16
-_STEPS = ((64, 16), (256, 32), (_MAX_TOKENS, 128))
+_STEPS = ((64, 16), (256, 32), (512, 64), (_MAX_TOKENS, 128))
 """Up to so many tokens, sizes lie so far apart."""
 
 Forward = Callable[[Batch], torch.Tensor]

@@ -300,7 +300,7 @@ def test_where_they_do_not_fit_to_leave_them_out_is_a_cure() -> None:
 
 def test_the_graphs_line_names_both_kinds() -> None:
     lines = decide_for(Options(max_num_seqs=20), load("nvidia-h200-sxm")).ledger.lines()
-    assert any("6 sizes up to 20 requests, 31 for steps that read up to 1,024 tokens, " in line for line in lines)
+    assert any("6 sizes up to 20 requests, 35 for steps that read up to 1,024 tokens, " in line for line in lines)
 
 
 def test_what_is_not_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
