@@ -73,8 +73,7 @@ _PRODUCTS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "llama-3.1-70b-tp4": {"qkv": (2560, 8192), "o": (8192, 2048), "gate_up": (14336, 8192), "down": (8192, 7168)},
 }
 """Outputs and inputs of a decoder layer's products, on one device."""
-_STEPS = {"decode-1": (1, 1), "decode-8": (8, 8), "decode-32": (32, 32), "decode-128": (128, 100),
-          "prefill-2048": (2048, 133)}  # fmt: skip
+_STEPS = {"decode-1": (1, 1), "decode-8": (8, 8), "decode-32": (32, 32), "prefill-2048": (2048, 133)}
 """Rows of a case and of its twin."""
 
 

@@ -14,8 +14,7 @@ from ...ops.contract import Launch
 from ...ops.types import Reason, Site, dtype_name
 from .overlap import overlaps
 
-MAX_ROWS = 128
-_MAX_WIDE_ROWS = 64  # of operands of 32 bits, whose sums are made outside the matrix unit; and of tiles of `_WIDE`
+MAX_ROWS = 64
 _MIN_ROWS = 16  # of a tile, for matrix units whose right operand is no narrower
 _NARROW_ROWS = 8  # NVIDIA's are
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
@@ -76,11 +75,7 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
 
 def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     x, weight = site.dtypes["x"], site.dtypes["weight"]
-    if weight != x:
-        return Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}")
-    if x.itemsize > 2 and bucket > _MAX_WIDE_ROWS:
-        return Reason("rows", f"is made for at most {_MAX_WIDE_ROWS} rows of {dtype_name(x)}")
-    return None
+    return None if weight == x else Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}")
 
 
 def _row(rows: int, width: int, num_warps: int, profile: Profile, unrolled: bool) -> Launch:
@@ -96,7 +91,7 @@ def _fitted(site: Site, profile: Profile, bucket: int, block_n: int) -> Launch:
     splits = 1
     while splits < _MAX_SPLITS and splits * -(-site.dim("N") // block_n) < _PROGRAMS_PER_UNIT * units:
         splits *= 2
-    for block_k, stages in (_WIDE, *_TILES) if wide and bucket <= _MAX_WIDE_ROWS else _TILES:
+    for block_k, stages in (_WIDE, *_TILES) if wide else _TILES:
         tile = _tile(site, profile, bucket, block_n, block_k, splits, stages, early)
         if fits(site, profile, tile) is None:
             return tile
@@ -116,14 +111,13 @@ def _tile(
     blocks = -(-site.dim("K") // block_k)
     splits = min(splits, blocks)
     whole = site.dim("K") % (splits * block_k) == 0 and site.dim("K") // splits >= early and early % block_k == 0
-    block_t, rows = min(MAX_ROWS, max(narrowest, _power(bucket))), block_n * _planes(site)
     return {
-        "block_t": block_t,
+        "block_t": min(MAX_ROWS, max(narrowest, _power(bucket))),
         "block_n": block_n,
         "block_k": block_k,
         "splits": splits,
         "early": early if whole and overlaps(profile) else 0,
-        "num_warps": max(1, (128 if rows <= 128 and rows * block_t <= 8192 else 256) // profile.lane_width),
+        "num_warps": max(1, (128 if block_n * _planes(site) <= 128 else 256) // profile.lane_width),
         "num_stages": min(stages, _MAX_STAGES),
         "pdl": overlaps(profile),
     }
@@ -155,4 +149,4 @@ def _planes(site: Site) -> int:
 
 
 def _power(size: int) -> int:
-    return 1 << (min(size, 1 << 16) - 1).bit_length()
+    return 1 << (min(size, MAX_ROWS * 1024) - 1).bit_length()
