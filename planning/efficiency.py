@@ -196,10 +196,9 @@ def _points(tables: Iterable[tuned.Table]) -> dict[float, float]:
             if found and (key not in fastest or row.time_us < fastest[key][0]):
                 fastest[key] = row.time_us, found
     by_rows: dict[tuple[str, int], list[tuple[float, _Product]]] = {}
-    for (profile, _, _, rows), found in fastest.items():
-        by_rows.setdefault((profile, rows), []).append(found)
-    points = (_point(found) for found in by_rows.values())
-    return dict(sorted(points))
+    for (profile, _, _, num_rows), took in fastest.items():
+        by_rows.setdefault((profile, num_rows), []).append(took)
+    return dict(sorted(_point(each) for each in by_rows.values()))
 
 
 def _point(found: Sequence[tuple[float, _Product]]) -> tuple[float, float]:

@@ -271,3 +271,18 @@ def test_pages_of_one_precision_do_not_become_those_of_another(kit: Any) -> None
     kinds = [{**each, "kv_precision": kv} for each, kv in zip(kit.SPLIT["workers"], ("fp8", "bf16"), strict=True)]
     with pytest.raises(ConfigError, match="one kv_precision"):
         kit.scenario(fleets=[{**kit.SPLIT, "workers": kinds}])
+
+
+def test_a_router_that_knows_prefixes_expects_the_rest_only(kit: Any) -> None:
+    traffic = {**kit.scenario().traffic.model_dump(), "input_tokens": {"kind": "constant", "tokens": 200},
+               "prefixes": {"groups": 1, "tokens": 160}}  # fmt: skip
+    workers = [{"profile": "x", "workers": 1}]
+    found = {}
+    for routing in ("least_pending_tokens", "prefix_aware"):
+        spec = {"name": "a", "params": "8B", "workers": workers, "routing": routing}
+        (tested,) = kit.simulation(kit.scenario(traffic=traffic, fleets=[spec])).fleets
+        expected = tested.stages[0].loads.tokens
+        tested.arrive(0.0, 0)
+        tested.arrive(0.0, 1)
+        found[routing] = float(expected[0])
+    assert found == {"least_pending_tokens": 400.0, "prefix_aware": 240.0}
