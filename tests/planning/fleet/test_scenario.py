@@ -159,6 +159,17 @@ def test_a_thousand_workers_are_not_refused() -> None:
     assert 2 * 2**30 < wanted < 4 * 2**30
 
 
+def test_workers_that_scaling_may_rent_are_counted() -> None:
+    scenario, _ = read_scenario("phase-2")
+    replicas = build.plan_replicas(scenario)
+    (fleet,) = scenario.fleets
+    few = fleet.model_copy(
+        update={"workers": tuple(each.model_copy(update={"max_workers": None}) for each in fleet.workers)}
+    )
+    without = footprint(scenario.model_copy(update={"fleets": (few,)}), replicas, 0)
+    assert footprint(scenario, replicas, 0) == pytest.approx(without * 5 / 3)
+
+
 def test_a_run_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     scenario, folder = read_scenario(file=written(tmp_path, GOOD.replace("workers: 1}", "workers: 100000000}")))
     with pytest.raises(ConfigError, match="simulate fewer workers or requests"):
