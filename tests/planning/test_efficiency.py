@@ -11,6 +11,7 @@ from ambidex.planning.subject import sized_subject
 from ambidex.runtime.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 ABOVE_0 = st.floats(1e-3, 1e6, allow_nan=False)
 POINTS = st.tuples(ABOVE_0, st.floats(0.01, 3.0))
@@ -88,3 +89,13 @@ def test_a_step_of_more_requests_takes_no_less() -> None:
     sizes = range(1, 257)
     took = [found.step_time.seconds(np.full(size, 600), np.ones(size, dtype=np.int64), size) for size in sizes]
     assert (np.diff(took) > 0).all()
+
+
+def test_of_the_kernels_that_were_measured_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, tables = load("nvidia-h200-sxm"), tuned.tables()
+    before = efficiency(profile).curves["product"]
+    for factor, is_same in ((10.0, True), (0.5, False)):
+        others = [replace(table, rows=tuple(replace(row, time_us=factor * row.time_us) for row in table.rows))
+                  for table in tables]  # fmt: skip
+        monkeypatch.setattr("ambidex.ops.tuned.tables", lambda others=others: (*others, *tables))
+        assert (efficiency(profile).curves["product"].shares == pytest.approx(before.shares)) is is_same
