@@ -211,7 +211,8 @@ class _Runs:
         planned, now = self._planned, self._mean(around)
         rates: dict[RateName, float] = {RATE_OF_DTYPE[self._dtype]: now["matrix_tflops"]}
         profile = with_ceilings(planned.profile, now["read_gb_per_s"], rates, "of this moment")
-        time = StepTime(planned.part.sites, profile, planned.precision, planned.efficiency)
+        sizes = planned.ledger.needs.prompt_sizes
+        time = StepTime(planned.part.sites, profile, planned.precision, planned.efficiency, prompt_sizes=sizes)
         return replace(planned, profile=profile, step_time=time)
 
 

@@ -66,9 +66,10 @@ Graphs = Annotated[
     ),
 ]
 PromptGraphs = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--prompt-graphs", help="Replay steps that read up to 1,024 tokens, too, where a device works by itself."
+        "--prompt-graphs/--no-prompt-graphs",
+        help="Replay steps that read up to 1,024 tokens, too; by default where a device works by itself.",
     ),
 ]
 Kernels = Annotated[
@@ -129,7 +130,7 @@ ENGINE: dict[str, tuple[Any, Any]] = {
     "prefix_caching": (PrefixCaching, None),
     "overlap": (Overlap, None),
     "graphs": (Graphs, None),
-    "prompt_graphs": (PromptGraphs, False),
+    "prompt_graphs": (PromptGraphs, None),
     "determinism": (Determinism, "run"),
     "kernel": (Kernels, None),
     "fallback": (Fallback, "allow"),

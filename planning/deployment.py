@@ -98,5 +98,5 @@ def deploy(
     if isinstance(found, OutOfMemory):
         return found
     name = f"{subject.name} {precision.name} on {tensor_parallel} × {profile.name}"
-    time = StepTime(part.sites, profile, precision, expected, between)
+    time = StepTime(part.sites, profile, precision, expected, between, found.needs.prompt_sizes)
     return Deployment(name, subject, profile, precision, expected, part, found, time, asked.token_budget)

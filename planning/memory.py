@@ -39,13 +39,14 @@ _MEMORY_SHARE = {"hbm": 0.92, "dram": 0.5}
 @dataclass(frozen=True)
 class Demand:
     """What is asked of an engine. context: tokens of the longest request; None: the longest that fits. concurrency:
-    requests of that length whose keys must be held at once."""
+    requests of that length whose keys must be held at once. prompt_graphs: as of `runtime.options`."""
 
     context: int | None = None
     concurrency: int = 1
     max_num_seqs: int = 512
     token_budget: int = 2048
     memory_share: float | None = None
+    prompt_graphs: bool = True
 
 
 def kv_groups(part: Shard, precision: Precision) -> tuple[StateGroup, ...]:
@@ -98,6 +99,7 @@ def needs(part: Shard, profile: Profile, precision: Precision, demand: Demand) -
         has_graphs=backend.captures if backend else is_accelerator,
         has_columns=not is_accelerator,
         is_pool_shared=is_accelerator,
+        has_prompt_graphs=demand.prompt_graphs,
     )
 
 

@@ -29,11 +29,12 @@ def present(decided: Decisions, calibration: Calibration | None) -> Deployment:
     expected = efficiency(profile, calibration.efficiency() if calibration else None)
     part, form = shard(decided.config), precision_of(decided)
     name = f"{decided.config.model_type} on {profile.name}"
-    step_time = StepTime(part.sites, profile, form, expected)
+    memory = _ledger(decided, form)
+    step_time = StepTime(part.sites, profile, form, expected, prompt_sizes=memory.needs.prompt_sizes)
     num_parameters = sum(prod(each.shape) for each in decided.parameters)
     return Deployment(
-        name, Subject(name, decided.config, num_parameters), profile, form, expected, part, _ledger(decided, form),
-        step_time, token_budget(decided.options, profile),
+        name, Subject(name, decided.config, num_parameters), profile, form, expected, part, memory, step_time,
+        token_budget(decided.options, profile),
     )  # fmt: skip
 
 
@@ -47,7 +48,8 @@ def _ledger(decided: Decisions, form: Precision) -> Ledger:
     """What the plan says of the engine's memory at the length and size of the cache that it was given."""
     options, own = decided.options, decided.ledger
     budget = token_budget(options, decided.profile)
-    demand = Demand(own.max_model_len, max_num_seqs=options.max_num_seqs, token_budget=budget)
+    demand = Demand(own.max_model_len, max_num_seqs=options.max_num_seqs, token_budget=budget,
+                    prompt_graphs=options.prompt_graphs)  # fmt: skip
     found = needs(shard(decided.config), decided.profile, form, demand)
     has_graphs = found.has_graphs and options.graphs is not False
     kept = replace(found, has_graphs=has_graphs, kv_cache_tokens=own.kv_cache_tokens)

@@ -48,10 +48,10 @@ def site_points(deployment: Deployment, first: Integers, count: Integers, num_lo
 
 def _point(deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int) -> SitePoint:
     efficiency, kind = deployment.efficiency, _kind(site, count)
-    moved, done, keys_a_row = _work(deployment, site, first, count, num_logits)
+    rows, num_logits = deployment.step_time.prompt_graph(count) or (int(count.sum()), num_logits)
+    moved, done, keys_a_row = _work(deployment, site, first, count, rows, num_logits)
     bytes_per_s, operations_per_s = ceilings(deployment.profile, _rate(deployment, site))
     moving, multiplying = moved / bytes_per_s, done / operations_per_s
-    rows = int(count.sum())
     if kind == "product":
         seconds = float(product_seconds(efficiency, np.array(moving), np.array(multiplying), rows))
     else:
@@ -72,19 +72,20 @@ def _rate(deployment: Deployment, site: Site) -> str:
 
 
 def _work(
-    deployment: Deployment, site: Site, first: Integers, count: Integers, num_logits: int
+    deployment: Deployment, site: Site, first: Integers, count: Integers, rows: int, num_logits: int
 ) -> tuple[float, float, float]:
-    """Bytes, operations, and keys that a row sees."""
+    """Bytes, operations, and keys that a row sees. rows: with those of the padding, which attention passes over."""
     num_bytes, operations = (each[0] for each in planned_coefficients([site], deployment.precision))
     load, keys_a_row = attention_load(first, count, window_of(site))
-    load = (*load[:5], num_logits)
+    if "attention" not in kinds((site,))[site.name]:
+        load = (1, rows, len(count), 0, 0, num_logits)
     return float(num_bytes @ load), float(operations @ load), keys_a_row
 
 
 def _short(site: Site) -> str:
     """qkv, mlp, attention: the place in a layer where it tells, else the op."""
-    label = site.name.partition("@")[2].removeprefix("layers.*.")
-    return label if site.weights else site.op
+    role = max(site.weights, key=lambda weight: weight.num_bytes).role if site.weights else site.op
+    return role.removeprefix("layers.*.")
 
 
 def roofline_chart(deployment: Deployment, batch: int, context: int, prompt_tokens: int) -> Chart:

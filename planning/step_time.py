@@ -5,7 +5,7 @@ call; then the collectives of a sharded model, and the host. Sites are rows of c
 layers are one row times their number, so a step costs some twenty microseconds of host time whatever the model.
 
 A step's spans compute count[i] tokens behind first[i] stored ones. A span of one token is decoding; the others are
-prompts, which attention treats apart.
+prompts, which attention treats apart. What a graph computes in vain counts, but in attention: there it is masked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..hwprofiles.schema import Profile
 from ..ops.step_cost import load_coefficients
 from ..ops.types import Site
+from ..runtime.execute.prompts import PromptSizes
 from .efficiency import KINDS, Efficiency, Kind, ceilings
 from .links import Collectives
 from .precision import Precision
@@ -99,7 +100,8 @@ class _Attention:
 
 
 class StepTime:
-    """sites: of one rank. Their weights lie in 16 bits, those of the layers in `precision`'s bits."""
+    """sites: of one rank. Their weights lie in 16 bits, those of the layers in `precision`'s bits. prompt_sizes: of the
+    graphs that steps with prompts are padded to; other such steps are called, which takes the host longer."""
 
     def __init__(
         self,
@@ -108,8 +110,10 @@ class StepTime:
         precision: Precision,
         efficiency: Efficiency,
         collectives: Collectives | None = None,
+        prompt_sizes: PromptSizes | None = None,
     ) -> None:
         self._efficiency, self._collectives = efficiency, collectives
+        self._prompt_sizes = prompt_sizes or PromptSizes()
         self._beside_attention = lru_cache(maxsize=_KEPT_SIZES)(self._beside)
         self._is_host_hidden = profile.memory.kind != "dram"
         bytes_per_s, operations_per_s = ceilings(profile, precision.rate)
@@ -142,6 +146,10 @@ class StepTime:
         """Of one step; arrays of one length, a span each."""
         return self.breakdown(first, count, num_logits).seconds
 
+    def prompt_graph(self, count: Integers) -> tuple[int, int] | None:
+        """Of the graph that replays a step with a prompt: tokens, and rows of logits. None: no prompt, or no graph."""
+        return None if (count == 1).all() else self._prompt_sizes.serving(int(count.sum()), len(count))
+
     def _beside(self, rows: int, spans: int, num_logits: int) -> tuple[float, float, float]:
         """Seconds bound by bandwidth, by compute and by links, without attention: what depends on three sizes only."""
         curves = self._efficiency.curves
@@ -154,9 +162,10 @@ class StepTime:
         return bandwidth, compute, self._collectives.seconds(rows, num_logits) if self._collectives else 0.0
 
     def breakdown(self, first: Integers, count: Integers, num_logits: int) -> Breakdown:
-        curves, spans, rows = self._efficiency.curves, len(count), int(count.sum())
+        curves, spans = self._efficiency.curves, len(count)
         is_decode = count == 1
-        num_decodes = int(np.count_nonzero(is_decode))
+        num_decodes, graph = int(np.count_nonzero(is_decode)), self.prompt_graph(count)
+        rows, num_logits = graph or (int(count.sum()), num_logits)
         bandwidth, compute, link = self._beside_attention(rows, spans, num_logits)
         for window, sites in self._attention.items():
             for chosen, kind in _parts(is_decode, num_decodes):
@@ -172,7 +181,7 @@ class StepTime:
         launch += self._launch_s["decode_attention"] * (num_decodes > 0)
         launch += self._launch_s["prompt_attention"] * (num_decodes < spans)
         host = 1e-6 * (self._efficiency.host_us + self._efficiency.host_us_per_request * spans)
-        host += self._eager_s * (num_decodes < spans)
+        host += self._eager_s * (num_decodes < spans and graph is None)
         return Breakdown(bandwidth, compute, launch, link, host, self._is_host_hidden)
 
     def ideals(self, first: Integers, count: Integers, num_logits: int) -> dict[Kind, Ideal]:

@@ -98,13 +98,16 @@ class Rehearsed:
     @torch.inference_mode()
     def run(self) -> None:
         """All graphs, and the steps that stand for all steps."""
-        needs = self._decided.ledger.needs
-        graphs = Graphs(needs.graph_sizes, _NoDevice(), self._slots, self._decided.page_sizes, self._forward)
-        if needs.prompt_sizes:
-            graphs.with_prompts(one_of_each(self._decided.binding.policy.buckets, needs.prompt_sizes))
-        graphs.capture_all()
+        self.capture(one_of_each(self._decided.binding.policy.buckets, self._decided.ledger.needs.prompt_sizes.tokens))
         for step in self._steps():
             self.step(step)
+
+    @torch.inference_mode()
+    def capture(self, prompt_sizes: tuple[int, ...]) -> None:
+        """The graphs of decode steps, and of steps that read prompts those of so many tokens."""
+        sizes = self._decided.ledger.needs.graph_sizes
+        graphs = Graphs(sizes, _NoDevice(), self._slots, self._decided.page_sizes, self._forward)
+        (graphs.with_prompts(prompt_sizes) if prompt_sizes else graphs).capture_all()
 
     @torch.inference_mode()
     def step(self, step: Step) -> None:
@@ -154,7 +157,7 @@ def step_of(counts: list[int], first: int, **sampling: Any) -> Step:
 
 def one_of_each(buckets: tuple[int, ...], sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The largest size in each bucket: sizes of prompts' graphs are multiples of 16, whose launches are alike there."""
-    bounds = (0, *buckets, sizes[-1])
+    bounds = (0, *buckets, max(sizes, default=0))
     found = ([size for size in sizes if low < size <= high] for low, high in pairwise(bounds))
     return tuple(sorted({each[-1] for each in found if each}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ from .schedule.pace import Pace
 from .schedule.pages import PagePool
 from .schedule.scheduler import Scheduler
 from .start import Decisions
+
+_LOG = logging.getLogger("ambidex")
 
 
 class Built(NamedTuple):
@@ -137,8 +140,10 @@ def _graphs(decided: Decisions, model: Model, state: State, slots: SlotTable) ->
         sampling,
     )
     if backend.is_asynchronous:
-        prompt_sizes = decided.ledger.needs.prompt_sizes
+        prompt_sizes = decided.ledger.needs.prompt_sizes.tokens
         (graphs.with_prompts(prompt_sizes) if prompt_sizes else graphs).capture_all()
+        for refusal in graphs.refusals:
+            _LOG.warning("called and not replayed, which takes the host longer: %s", refusal)
     return graphs
 
 

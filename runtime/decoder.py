@@ -86,8 +86,10 @@ class Decoder:
         self, layer: _Layer, x: torch.Tensor, rotation: torch.Tensor, batch: Batch, state: State, ops: Any
     ) -> torch.Tensor:
         pages, slots = state[layer.group][layer.index], batch.slots[layer.group]
-        qkv = ops.norm_linear(x, layer.norm_attention, layer.qkv, layer.qkv_bias, eps=self._eps)
-        q = ops.qkv_rope_store(qkv, rotation, pages, slots, layer.q_norm, layer.k_norm, **self._heads)
+        q = ops.norm_qkv_rope_store(
+            x, layer.norm_attention, layer.qkv, layer.qkv_bias, rotation, pages, slots, layer.q_norm, layer.k_norm,
+            **self._heads,
+        )  # fmt: skip
         return ops.paged_attention(q, pages, batch.attending[layer.group], scale=self._scale).flatten(1)
 
     @staticmethod

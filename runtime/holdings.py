@@ -94,8 +94,10 @@ class Holdings:
             return Measured(0)
         if self._graphs.refusal is not None:
             return Measured(0, self._graphs.refusal)
-        recorded = f"{self._graphs.num_captured} of {len(self._graphs.sizes)} sizes recorded so far"
-        return self._found(self._graphs.num_bytes, recorded)
+        recorded = [f"{self._graphs.num_captured} of {len(self._graphs.sizes)} sizes recorded so far"]
+        if self._graphs.prompts:
+            recorded.append(f"{len(self._graphs.prompts.replays)} for prompts")
+        return self._found(self._graphs.num_bytes, "; ".join([*recorded, *self._graphs.refusals]))
 
 
 def _sizes(value: Any) -> Iterator[int]:

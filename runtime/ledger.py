@@ -27,7 +27,7 @@ from .arena import arena_bytes
 from .budget import Budget, shown_bytes, size_option
 from .errors import OutOfMemory
 from .execute.graphs import ladder
-from .execute.prompts import MAX_TOKENS, prompt_ladder
+from .execute.prompts import PromptSizes, prompt_ladder
 from .execute.worker import state_tensors
 from .workspace import PENALTY_TOKEN_BYTES, StepNeeds
 
@@ -77,10 +77,12 @@ class Needs:
         return ladder(min(self.max_num_seqs, MAX_GRAPH_ROWS), GRAPH_STEP) if self.has_graphs else ()
 
     @property
-    def prompt_sizes(self) -> tuple[int, ...]:
-        """Tokens of the graphs for steps that read prompts, where calling the kernels would hold up the device."""
+    def prompt_sizes(self) -> PromptSizes:
+        """Of the graphs for steps that read prompts, where calling the kernels would hold up the device."""
         has_them = self.has_graphs and self.is_pool_shared and self.has_prompt_graphs
-        return prompt_ladder(min(self.max_num_batched_tokens, MAX_TOKENS)) if has_them else ()
+        return (
+            PromptSizes(prompt_ladder(self.max_num_batched_tokens), self.graph_sizes[-1]) if has_them else PromptSizes()
+        )
 
     @property
     def least(self) -> tuple[int, int]:
@@ -113,7 +115,9 @@ class Needs:
         row, sizes = self.step.row_bytes + 4 * sum(self.num_pages(length).values()), self.graph_sizes
         if self.is_pool_shared:
             logits, rows = self.step.logits_bytes, max(sizes, default=0)
-            pool = max(rows * max(row, self.step.sampler_copies * logits), max(self.prompt_sizes, default=0) * row)
+            pool = max(
+                rows * max(row, self.step.sampler_copies * logits), max(self.prompt_sizes.tokens, default=0) * row
+            )
             return pool + rows * (2 * logits + logits // 32 + 4)
         return sum(sizes) * (row + self.step.logits_bytes)
 
@@ -159,8 +163,6 @@ class Ledger:
     def lines(self) -> list[str]:
         """The decisions, a line each, with the reason where there was a choice."""
         needs, predicted = self.needs, self.predicted
-        sizes = needs.graph_sizes
-        graphs = f"decode steps of {len(sizes)} sizes up to {sizes[-1]} requests" if sizes else "none"
         texts = {
             "memory": f"{shown_bytes(self.budget.num_bytes)}, {self.budget.source}; "
             f"{shown_bytes(self.budget.num_bytes - self.total_bytes)} of it unused",
@@ -170,7 +172,7 @@ class Ledger:
             f"{shown_bytes(predicted['requests'])}",
             "workspace": f"steps of at most {needs.max_num_batched_tokens:,} tokens and {needs.logit_rows} rows of "
             f"logits, {shown_bytes(predicted['workspace'])}",
-            "graphs": f"{graphs}, {shown_bytes(predicted['graphs'])}",
+            "graphs": f"{self._graphs_text()}, {shown_bytes(predicted['graphs'])}",
         }
         return [f"{name:<10} {text}" for name, text in texts.items()]
 
@@ -182,6 +184,15 @@ class Ledger:
             size = shown_bytes(self.needs.page_bytes(self.kv_cache_tokens, [group]))
             tokens = f"{self.kv_cache_tokens:,} tokens{name} in {count:,} pages of {demand.page_size}"
             yield f"{tokens} ({demand.layout.name}), {size}"
+
+    def _graphs_text(self) -> str:
+        sizes, prompts = self.needs.graph_sizes, self.needs.prompt_sizes
+        if not sizes:
+            return "none"
+        reading = (
+            f"{len(prompts.graphs)} for steps that read up to {prompts.tokens[-1]:,} tokens" if prompts.tokens else ""
+        )
+        return ", ".join(filter(None, (f"decode steps of {len(sizes)} sizes up to {sizes[-1]} requests", reading)))
 
     def _holds(self) -> str:
         unit = self.needs.page_unit
@@ -257,6 +268,10 @@ def _cures(needs: Needs, budget: Budget) -> Iterator[str]:
 
     if needs.has_graphs and replace(needs, has_graphs=False).total_bytes(*needs.least) <= budget.num_bytes:
         yield "--no-graphs"
+    if needs.prompt_sizes.tokens:
+        called = replace(needs, has_prompt_graphs=False)
+        if called.total_bytes(*needs.least) <= budget.num_bytes:
+            yield "--no-prompt-graphs"
 
     for name, value in asked.items():
 

@@ -51,11 +51,11 @@ class Options:
     completions is one. ageing_s: seconds of waiting that make up for one step of priority. prefix_caching: keep what
     prompts and completions leave in their pages for requests that begin alike. overlap: launch a step before the one
     before it is committed; None: where the device works by itself. graphs: replay recorded decode steps; None: where
-    the backend records them. prompt_graphs: steps that read up to 1,024 tokens are replayed, too, on devices that work
-    by themselves; not unasked, as long as no device has shown what that gains. quantization: the format in which the
-    layers' products are kept, quantized at load; None: as the checkpoint has them. jit: `forbid` refuses to compile a
-    kernel, from the start on and for the whole process: all are in the cache that `ambidex build-kernels` fills, or an
-    error names the one that is not. kernels: explicit choices, site or op name -> kernel name.
+    the backend records them. prompt_graphs: where it records on a device that works by itself, replay steps that read
+    up to 1,024 tokens, too. quantization: the format in which the layers' products are kept, quantized at load; None:
+    as the checkpoint has them. jit: `forbid` refuses to compile a kernel, from the start on and for the whole process:
+    all are in the cache that `ambidex build-kernels` fills, or an error names the one that is not. kernels: explicit
+    choices, site or op name -> kernel name.
     """
 
     model: str | None = None
@@ -76,7 +76,7 @@ class Options:
     prefix_caching: bool = True
     overlap: bool | None = None
     graphs: bool | None = None
-    prompt_graphs: bool = False
+    prompt_graphs: bool = True
     determinism: str = "run"
     fallback: str = "allow"
     jit: str = "allow"

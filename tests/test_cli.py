@@ -176,7 +176,7 @@ def test_explain_for_a_machine_that_is_not_here(model: Path, capsys: Capture, pr
     assert record["profile"] == profile
     assert record["fingerprint"].startswith("fp_")
     ops = {site["op"] for site in record["sites"]}
-    assert {"embedding", "qkv_rope_store", "paged_attention", "gated_linear", "sample"} <= ops
+    assert {"embedding", "norm_qkv_rope_store", "paged_attention", "gated_linear", "sample"} <= ops
     refused = [
         reason for site in record["sites"] for choice in site["choices"] for reason in choice["refused"].values()
     ]
@@ -189,10 +189,10 @@ def test_explain_for_a_machine_that_is_not_here(model: Path, capsys: Capture, pr
 
 def test_explain_as_text(model: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert run(["explain", str(model), "--profile", "nvidia-h200-sxm", "--site", "norm_linear@*"]) == 0
+    assert run(["explain", str(model), "--profile", "nvidia-h200-sxm", "--site", "norm_qkv_rope_store@*"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert "norm_linear@layers.*.qkv  [bfloat16] × 2 layers" in out
+    assert "norm_qkv_rope_store@kv  [bfloat16] × 2 layers" in out
     assert " ✗ norm_linear_cpu: language_missing:" in out
     assert "paged_attention@" not in out
 

@@ -238,10 +238,12 @@ def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
         keys //= 2
     stages = _stages(_DECODE_STAGES - 1, rows, keys, row_bytes, _on_chip_limit(profile) // 2)
+    # To find its page takes a tile a stage of its own; a lone request gains more by room for the next kernel.
+    stages += stages > 2 and bucket > 1
     return {
         "keys": keys,
         "warps": max(1, 128 // profile.lane_width),
-        "stages": stages + 1 if stages > 2 else stages,  # to find its page takes a tile a stage of its own
+        "stages": stages,
         "programs": 2 * units,
         "pdl": overlaps(profile),
         **_named(prefill_launch.launch(site, profile, bucket)),

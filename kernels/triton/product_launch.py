@@ -25,14 +25,16 @@ _TILES = ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2))  # of K, stages
 _WIDE = (128, 3)
 _TCGEN05_ROWS = 64  # of a left operand, from which the compiler takes it
 _DEPTHS = ((3, 0), (4, 0), (8, 0), (4, _EARLY), (8, _EARLY))  # stages, and what is loaded early
-_ROW_TILE, _ROW_WIDTH = 4, 2048  # 16 KiB of the weight at once
+_ROW_TILE, _ROW_WIDTH, _ROW_THREADS = 4, 1024, 64  # 8 KiB of the weight at once, by few threads: many such programs
+_UNROLLED_TILES = 16  # of K, at most
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """The default for up to `bucket` rows: the fastest on an H200, shrunk to what fits."""
     if bucket == 1:
         width = min(_ROW_WIDTH, _power(site.dim("K")))
-        return _row(_ROW_TILE // _planes(site), width, max(1, 128 // profile.lane_width), profile)
+        unrolled = site.dim("K") <= _UNROLLED_TILES * width
+        return _row(_ROW_TILE // _planes(site), width, max(1, _ROW_THREADS // profile.lane_width), profile, unrolled)
     return _fitted(site, profile, bucket, 64 // _planes(site))
 
 
@@ -44,9 +46,11 @@ def invariant_launch(site: Site, profile: Profile, bucket: int) -> Launch:
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """What is worth timing for up to `bucket` rows."""
     if bucket == 1:
-        for rows, width, threads in every((1, 2, 4, 8), (1024, 2048, 4096), (128, 256)):
-            if 32 <= rows * _planes(site) * width // threads <= 128 and width < 2 * site.dim("K"):
-                yield _row(rows, width, threads // profile.lane_width, profile)
+        for rows, width, warps, unrolled in every((1, 2, 4, 8), (512, 1024, 2048, 4096), (1, 2, 4), (False, True)):
+            of_thread = rows * _planes(site) * width // (warps * profile.lane_width)
+            tiles = -(-site.dim("K") // width)
+            if 16 <= of_thread <= 128 and width < 2 * site.dim("K") and not (unrolled and tiles > _UNROLLED_TILES):
+                yield _row(rows, width, warps, profile, unrolled)
         return
     units = profile.compute.units or _DEFAULT_UNITS
     for block_n, block_k, splits, (stages, early) in every((32, 64, 128), (64, 128), (1, 2, 4, 8), _DEPTHS):
@@ -74,9 +78,9 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     return None if weight == x else Reason("dtype", f"takes a weight of x's dtype {dtype_name(x)}")
 
 
-def _row(rows: int, width: int, num_warps: int, profile: Profile) -> Launch:
+def _row(rows: int, width: int, num_warps: int, profile: Profile, unrolled: bool) -> Launch:
     tile = {"block_t": 0, "block_n": max(1, rows), "block_k": width, "splits": 1, "early": 0, "num_stages": 1}
-    return {**tile, "num_warps": num_warps, "pdl": overlaps(profile)}
+    return {**tile, "num_warps": num_warps, "pdl": overlaps(profile), "unrolled": unrolled}
 
 
 def _fitted(site: Site, profile: Profile, bucket: int, block_n: int) -> Launch:

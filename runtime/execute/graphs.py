@@ -20,7 +20,7 @@ from ...backends.contract import Backend
 from ...ops.state import Attending
 from ..batch import Batch
 from ..step import Integers, Step
-from .prompts import PromptGraphs
+from .prompts import PromptGraphs, PromptSizes
 from .sampling import SamplingGraphs
 from .slots import SlotTable
 
@@ -83,9 +83,15 @@ class Graphs:
         """Itself, with graphs for steps that read prompts: of so many tokens each, with at most as many spans as the
         largest graph has rows."""
         self.prompts = PromptGraphs(
-            sizes, self.sizes[-1], self._backend, self._slots, self._page_sizes, self._forward, self._kept
+            PromptSizes(sizes, self.sizes[-1]), self._backend, self._slots, self._page_sizes, self._forward, self._kept
         )
         return self
+
+    @property
+    def refusals(self) -> list[str]:
+        """What is called instead of replayed, and why, a line each."""
+        parts = {"decode steps": self, "the sampler": self.sampling, "steps that read prompts": self.prompts}
+        return [f"{name}: {part.refusal}" for name, part in parts.items() if part and part.refusal]
 
     def capture_all(self) -> None:
         """The largest first: the smaller ones then find its memory."""

@@ -23,9 +23,9 @@ from ..batch import Batch
 from ..step import Step
 from .slots import SlotTable
 
-MAX_TOKENS = 1024
+_MAX_TOKENS = 1024
 _FEW_SPANS = 16
-_STEPS = ((64, 16), (256, 32), (MAX_TOKENS, 128))
+_STEPS = ((64, 16), (256, 32), (512, 64), (_MAX_TOKENS, 128))
 """Up to so many tokens, sizes lie so far apart."""
 
 Forward = Callable[[Batch], torch.Tensor]
@@ -40,6 +40,28 @@ def prompt_ladder(max_tokens: int) -> tuple[int, ...]:
     return tuple(size for size in sizes if size <= max_tokens)
 
 
+class PromptSizes(NamedTuple):
+    """What there are graphs for. tokens: of each, ascending. max_spans: of a step that is served; few spans have graphs
+    of their own."""
+
+    tokens: tuple[int, ...] = ()
+    max_spans: int = 0
+
+    def serving(self, num_tokens: int, num_spans: int) -> tuple[int, int] | None:
+        """Tokens and spans, a row of logits each, of the smallest graph that holds such a step; None: it is called."""
+        place = bisect_left(self.tokens, num_tokens)
+        if place == len(self.tokens) or num_spans > self.max_spans:
+            return None
+        size, few = self.tokens[place], min(_FEW_SPANS, self.max_spans)
+        return size, few if num_spans <= few else min(size, self.max_spans)
+
+    @property
+    def graphs(self) -> list[tuple[int, int]]:
+        """All, the largest first."""
+        held = ((size, spans) for size in self.tokens for spans in (1, min(size, self.max_spans)))
+        return sorted({found for each in held if (found := self.serving(*each))}, reverse=True)
+
+
 class _Captured(NamedTuple):
     inputs: torch.Tensor  # see `_packed`
     logits: torch.Tensor
@@ -47,13 +69,11 @@ class _Captured(NamedTuple):
 
 
 class PromptGraphs:
-    """sizes: tokens of each graph, ascending. max_spans: of a step that is served; few spans have graphs of their own.
-    keep: puts a graph's logits where they stay."""
+    """keep: puts a graph's logits where they stay."""
 
     def __init__(
         self,
-        sizes: tuple[int, ...],
-        max_spans: int,
+        sizes: PromptSizes,
         backend: Backend,
         slots: SlotTable,
         page_sizes: dict[str, int],
@@ -62,7 +82,6 @@ class PromptGraphs:
     ) -> None:
         self._sizes, self._backend, self._slots, self._page_sizes = sizes, backend, slots, page_sizes
         self._forward, self._keep = forward, keep
-        self._spans = tuple(sorted({min(_FEW_SPANS, max_spans), max_spans}))
         self._captured: dict[tuple[int, int], _Captured] = {}
         self.refusal: str | None = None
         """Why nothing is captured, once that is known."""
@@ -73,27 +92,24 @@ class PromptGraphs:
 
     def capture_all(self) -> None:
         """The largest first: the smaller ones then find its memory."""
-        for num_tokens in reversed(self._sizes):
-            for num_spans in reversed(self._spans):
-                self._at(num_tokens, num_spans)
+        for key in self._sizes.graphs:
+            self._at(key)
 
     def run(self, step: Step) -> torch.Tensor | None:
         """Logits [L, V] of a step; None where no graph serves."""
         if step.ancestors is not None or step.adapter_slots is not None or step.embeddings:
             return None
-        place, span_place = bisect_left(self._sizes, step.num_tokens), bisect_left(self._spans, len(step.spans))
-        if place == len(self._sizes) or span_place == len(self._spans):
+        if len(step.logits) > len(step.spans):
             return None
-        num_tokens, num_spans = self._sizes[place], self._spans[span_place]
-        graph = self._at(num_tokens, num_spans)
-        if graph is None:
+        key = self._sizes.serving(step.num_tokens, len(step.spans))
+        graph = self._at(key) if key else None
+        if key is None or graph is None:
             return None
-        graph.inputs.copy_(torch.from_numpy(_packed(step, num_tokens, num_spans)), non_blocking=True)
+        graph.inputs.copy_(torch.from_numpy(_packed(step, *key)), non_blocking=True)
         graph.replay()
         return graph.logits[: len(step.logits)]
 
-    def _at(self, num_tokens: int, num_spans: int) -> _Captured | None:
-        key = num_tokens, num_spans
+    def _at(self, key: tuple[int, int]) -> _Captured | None:
         if key not in self._captured and self.refusal is None:
             self._capture(key)
         return self._captured.get(key)

@@ -41,27 +41,27 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
-        "an unmasked edge of the outputs", "product",
+        "an unmasked edge of the outputs", "product_tile",
         "y_ptr.dtype.element_ty), mask=held)", "y_ptr.dtype.element_ty), mask=(row < num_rows)[:, None])",
         "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a swapped stride", "product",
+        "a swapped stride", "product_tile",
         "tl.minimum(row, num_rows - 1)[:, None] * x_stride", "tl.minimum(row, num_rows - 1)[:, None] * y_stride",
         "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a missing tail of K", "product",
+        "a missing tail of K", "product_tile",
         "range(begin + EARLY, end, BLOCK_K)", "range(begin + EARLY, end - BLOCK_K + 1, BLOCK_K)",
         "linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a dropped scale", "product",
+        "a dropped scale", "product_tile",
         "y_NT, up_NT = y_NT * scale_T[None, :], up_NT * scale_T[None, :]", "y_NT, up_NT = y_NT, up_NT",
         "norm_linear_triton*", "odd and float32",
     ),
     Mutation(
-        "a float32 product in TF32", "product",
+        "a float32 product in TF32", "product_tile",
         "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"ieee\")",
         "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"tf32\")",
         "linear_triton_invariant", "", "machine code", "tf32: float32 is to be IEEE",
@@ -100,6 +100,16 @@ MUTATIONS = [
         "a rotation the other way", "qkv_rope_store",
         "tl.where(column < R, -sine_D, sine_D)", "tl.where(column < R, sine_D, -sine_D)",
         "qkv_rope_store_triton", "odd and float32",
+    ),
+    Mutation(
+        "a row's last columns left out", "product_row",
+        "tl.static_range(1, TILES)", "tl.static_range(1, TILES - 1)",
+        "linear_triton", "odd and float32",
+    ),
+    Mutation(
+        "partners of a rotation exchanged", "turned",
+        "high_TP * cosine_TP + low_TP * sine_TP", "high_TP * cosine_TP - low_TP * sine_TP",
+        "norm_qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
         "a head of values that is not stored", "qkv_rope_store",

@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
 from ambidex.planning.memory import Demand, kv_token_bytes, ledger, usable_budget, weight_bytes
 from ambidex.planning.precision import precision
+from ambidex.planning.present import present
 from ambidex.planning.shards import shard
 from ambidex.planning.subject import read_subject, sized_subject
 from ambidex.runtime.errors import ConfigError, OutOfMemory
@@ -43,6 +45,17 @@ def test_it_is_the_engines_own_for_bf16_on_one_device(
     assert plans.predicted == engines.predicted
     assert (plans.max_model_len, plans.kv_cache_tokens) == (engines.max_model_len, engines.kv_cache_tokens)
     assert plans.limit == engines.limit
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt_graphs": False}, {"graphs": False}])
+def test_an_engine_is_planned_with_the_graphs_that_it_has(options: dict[str, bool], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    asked = Options(model=str(tmp_path), max_model_len=4096, max_num_seqs=32, **options)
+    decided = decide_for(asked, load("nvidia-h200-sxm"))
+    planned = present(decided, None)
+    assert planned.ledger.predicted == decided.ledger.predicted
+    replayed = planned.step_time.prompt_graph(np.array([100]))
+    assert replayed == (None if options else (128, 16))
 
 
 def test_bytes_by_hand() -> None:

@@ -86,7 +86,7 @@ def test_one_profile_and_format_in_full(capsys: Capture) -> None:
 
 def test_what_does_not_fit_says_by_how_much(capsys: Capture) -> None:
     out = say(capsys, "--params", "405B", "--profile", "nvidia-h100-sxm", "--format", "bf16")
-    assert "25.5 GiB are missing on each of 8 × nvidia-h100-sxm for 32 requests of 1,200 tokens" in out
+    assert "25.7 GiB are missing on each of 8 × nvidia-h100-sxm for 32 requests of 1,200 tokens" in out
     assert say(capsys, "--params", "405B", "--profile", "nvidia-h100-sxm", "--format", "bf16", "--format", "fp4")
 
 

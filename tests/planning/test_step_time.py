@@ -25,11 +25,14 @@ PERFECT = replace(
 spans = st.lists(st.tuples(st.integers(0, 20_000), st.integers(1, 3000)), min_size=1, max_size=6)
 
 
-def deployed(format_name: str = "bf16", ranks: int = 1, reached: Efficiency = DEFAULT) -> Deployment:
+def deployed(
+    format_name: str = "bf16", ranks: int = 1, reached: Efficiency = DEFAULT, prompt_graphs: bool = True
+) -> Deployment:
     profile = load("nvidia-h200-sxm")
     stored = precision(format_name, profile)
     assert not isinstance(stored, str)
-    found = deploy(sized_subject("8B"), profile, stored, ranks, Demand(32_768, max_num_seqs=64), reached)
+    demand = Demand(32_768, max_num_seqs=64, prompt_graphs=prompt_graphs)
+    found = deploy(sized_subject("8B"), profile, stored, ranks, demand, reached)
     assert isinstance(found, Deployment)
     return found
 
@@ -51,7 +54,7 @@ def seconds(deployment: Deployment, given_spans: Spans) -> float:
 @given(spans)
 def test_bytes_and_operations_are_those_of_the_ops(given_spans: Spans) -> None:
     """A device that reaches its peaks: each site in its own limit, summed one by one."""
-    ideal = deployed(reached=PERFECT)
+    ideal = deployed(reached=PERFECT, prompt_graphs=False)
     bytes_per_s, operations_per_s = ceilings(ideal.profile, "bf16")
     expected = 0.0
     for site in ideal.part.sites:
@@ -129,6 +132,38 @@ def test_a_windowed_model_is_no_slower() -> None:
     times = [StepTime(each, WIDE.profile, WIDE.precision, PERFECT) for each in (sites, windowed)]
     long, short = (time.seconds(np.array([30_000]), np.array([1]), 1) for time in times)
     assert short < long
+
+
+@pytest.mark.parametrize(
+    ("given_spans", "padded"),
+    [
+        ([(0, 16)], [(0, 16)]),
+        ([(0, 100)], [(0, 128)]),
+        ([(500, 1)] * 31 + [(0, 482)], [(500, 1)] * 31 + [(0, 609)]),
+        ([(0, 1000)], [(0, 1024)]),
+    ],
+)
+def test_a_step_that_reads_a_prompt_is_padded_to_its_graph(given_spans: Spans, padded: Spans) -> None:
+    """Attention, which is not padded, apart: here it takes no time. Logits: of so many spans as the graph holds."""
+    no_time = Curve((1.0,), (1e12,), "no time")
+    curves = {kind: no_time if "attention" in kind else curve for kind, curve in PERFECT.curves.items()}
+    graphs, called = (deployed(reached=replace(PERFECT, curves=curves), prompt_graphs=each) for each in (True, False))
+    rows = 64 if len(given_spans) > 16 else 16
+    expected = called.step_time.seconds(*arrays(padded), rows)
+    assert graphs.step_time.seconds(*arrays(given_spans), 0) == pytest.approx(expected, rel=1e-9)
+
+
+def test_only_a_step_that_no_graph_replays_waits_for_its_host() -> None:
+    slow = replace(DEFAULT, eager_us=1000.0)
+    graphs, called = (deployed(reached=slow, prompt_graphs=each) for each in (True, False))
+    many = [(500, 1)] * 64
+    for given_spans, waits in (
+        ([(0, 1024)], False), ([(0, 1025)], True), ([(500, 1)], False), ([*many[1:], (0, 2)], False),
+        ([*many, (0, 2)], True),
+    ):  # fmt: skip
+        step, other = (each.step_time.breakdown(*arrays(given_spans), 1) for each in (graphs, called))
+        assert (step.host > 0.1) == waits
+        assert (other.host > 0.1) == (given_spans != [(500, 1)])
 
 
 def test_what_takes_the_time() -> None:

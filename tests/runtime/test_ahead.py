@@ -34,6 +34,7 @@ for name in sys.argv[1:]:
     with ExitStack() as stack:
         found = [stack.enter_context(l.collecting(l.Target.of(decided.profile))) for l in languages.values()]
         engine = Rehearsed(decided, languages)
+        engine.capture(decided.ledger.needs.prompt_sizes.tokens)
         for count in range(1, 65):
             flags = {flag: draw.random() < 0.5 for flag in ("random", "filtered", "penalized")}
             engine.step(step_of([1] * count, draw.randrange(1000), **flags))
@@ -63,7 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-def test_steps_of_other_sizes_launch_nothing_that_was_not_built(built: Path) -> None:
+def test_steps_and_graphs_of_other_sizes_launch_nothing_that_was_not_built(built: Path) -> None:
     done = ambidex("-c", OTHER_STEPS, *PROFILES, cache=built)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 10

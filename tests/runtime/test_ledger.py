@@ -26,7 +26,7 @@ from ambidex.runtime.errors import ConfigError, OutOfMemory
 from ambidex.runtime.execute.worker import Worker
 from ambidex.runtime.ledger import Ledger, Needs, fit
 from ambidex.runtime.options import Options
-from ambidex.runtime.start import decide
+from ambidex.runtime.start import decide, decide_for
 from ambidex.runtime.workspace import StepNeeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +60,7 @@ def needs(draw: st.DrawFn) -> Needs:
         has_graphs=draw(st.booleans()),
         has_columns=draw(st.booleans()),
         is_pool_shared=draw(st.booleans()),
+        has_prompt_graphs=draw(st.booleans()),
     )
 
 
@@ -103,8 +104,8 @@ def test_a_shortage_says_by_how_much_and_every_cure_cures(wanted: Needs, size: i
             allowed = parsed if isinstance(parsed, int) else int(parsed * (size + more))
             assert allowed <= size + more
             fit(wanted, of(allowed))
-        elif name == "no_graphs":
-            fit(replace(wanted, has_graphs=False), of(size))
+        elif name in ("no_graphs", "no_prompt_graphs"):
+            fit(replace(wanted, **{name.replace("no_", "has_"): False}), of(size))
         else:
             assert int(value) < getattr(wanted, name)
             fit(replace(wanted, **{name: int(value)}), of(size))
@@ -276,6 +277,30 @@ def test_all_graphs_take_what_was_predicted(small: Path) -> None:
     assert worker.graphs is not None
     worker.graphs.capture_all()
     assert built.holdings.measured()["graphs"].num_bytes == pytest.approx(decided.ledger.predicted["graphs"], rel=0.1)
+
+
+@pytest.mark.parametrize(("slots", "more"), [(8, 1024 - 8), (512, 0)])
+def test_graphs_for_prompts_share_the_memory_of_the_others(slots: int, more: int) -> None:
+    """The largest one's rows instead of the decode graphs', or nothing where the sampler's keeps more than that."""
+    ledger = decide_for(Options(max_num_seqs=slots), load("nvidia-h200-sxm")).ledger
+    needs, without = ledger.needs, replace(ledger.needs, has_prompt_graphs=False)
+    step = StepNeeds(200_000 if more else 2000, 64_000, 3)
+    added = [replace(each, step=step).graph_bytes(512) for each in (needs, without)]
+    row = step.row_bytes + 4 * sum(needs.num_pages(512).values())
+    assert added[0] - added[1] == (more * row if more else 0)
+
+
+def test_where_they_do_not_fit_to_leave_them_out_is_a_cure() -> None:
+    needs = decide_for(Options(max_model_len=512), load("nvidia-h200-sxm")).ledger.needs
+    least, called = (each.total_bytes(*each.least) for each in (needs, replace(needs, has_prompt_graphs=False)))
+    assert called < least
+    with pytest.raises(OutOfMemory, match=r"--no-graphs or --no-prompt-graphs or"):
+        fit(needs, of(called))
+
+
+def test_the_graphs_line_names_both_kinds() -> None:
+    lines = decide_for(Options(max_num_seqs=20), load("nvidia-h200-sxm")).ledger.lines()
+    assert any("6 sizes up to 20 requests, 35 for steps that read up to 1,024 tokens, " in line for line in lines)
 
 
 def test_what_is_not_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

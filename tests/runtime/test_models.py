@@ -218,12 +218,14 @@ def test_sites(make_model: Callable[..., Any], tmp_path: Path) -> None:
     sites = {site.name: site for site in trace(find_model("qwen3"), config, torch.bfloat16)}
     counts = {name: site.num_layers for name, site in sites.items()}
     assert counts == {
-        "rotation@rotated_12": 1, "embedding@embed": 1, "norm_linear@layers.*.qkv": 3, "qkv_rope_store@kv_window": 2,
+        "rotation@rotated_12": 1, "embedding@embed": 1, "norm_qkv_rope_store@kv_window": 2,
         "paged_attention@kv_window": 2, "linear_add@layers.*.o": 3, "gated_linear@layers.*.gate_up": 3,
-        "linear_add@layers.*.down": 3, "qkv_rope_store@kv": 1, "paged_attention@kv": 1, "norm_linear@embed": 1,
+        "linear_add@layers.*.down": 3, "norm_qkv_rope_store@kv": 1, "paged_attention@kv": 1, "norm_linear@embed": 1,
         "sample@logits": 1,
     }  # fmt: skip
     logits = {name for name, site in sites.items() if site.rows == "logits"}
     assert logits == {"norm_linear@embed", "sample@logits"}
     assert sites["norm_linear@embed"].dtypes["y"] == torch.float32
+    parts = [part.name for part in sites["norm_qkv_rope_store@kv_window"].parts]
+    assert parts == ["norm_linear@layers.*.qkv", "qkv_rope_store@kv_window"]
     assert sites["paged_attention@kv"].group.planes[0].dtype == torch.bfloat16  # type: ignore[union-attr]

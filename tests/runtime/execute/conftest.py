@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ambidex.backends.contract import Backend
 from ambidex.backends.cpu import CpuBackend
 from ambidex.runtime.build import build
 from ambidex.runtime.engine import Engine
 from ambidex.runtime.options import Options
 from ambidex.runtime.start import decide
+
+
+class Rerunning(CpuBackend):
+    """Records by remembering the function: a replay runs it again. Keeps whose functions were asked for and replayed.
+
+    refusals: why those of a class are not recorded.
+    """
+
+    is_asynchronous = True
+
+    def __init__(self, refusals: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.refusals = refusals or {}
+        self.asked: list[str] = []
+        self.replayed: list[str] = []
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None] | str:  # type: ignore[override]
+        name = function.__qualname__.split(".")[0]
+        self.asked.append(name)
+        if name in self.refusals:
+            return self.refusals[name]
+        function()
+
+        def replay() -> None:
+            self.replayed.append(name)
+            with torch.inference_mode():
+                function()
+
+        return replay
+
+
+@pytest.fixture
+def rerunning() -> type[Rerunning]:
+    return Rerunning
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,27 +29,6 @@ def test_the_ladder_rises_from_one_to_the_most_and_wastes_less_than_a_step(most:
     for rows in range(1, most + 1):
         serving = next(size for size in sizes if size >= rows)
         assert serving - rows < step
-
-
-class Rerunning(CpuBackend):
-    """Records by remembering the function: a replay runs it again."""
-
-    def __init__(self, refusal: str | None = None) -> None:
-        super().__init__()
-        self.refusal, self.num_asked, self.num_replays = refusal, 0, 0
-
-    def capture(self, function: Callable[[], None]) -> Callable[[], None] | str:  # type: ignore[override]
-        self.num_asked += 1
-        if self.refusal:
-            return self.refusal
-        function()
-
-        def replay() -> None:
-            self.num_replays += 1
-            with torch.inference_mode():
-                function()
-
-        return replay
 
 
 def worker_of(engine: Engine) -> Worker:
@@ -97,11 +77,11 @@ def decode(slots: np.ndarray, first: np.ndarray) -> Step:
 
 
 @pytest.mark.parametrize("chosen", [[0], [3, 1], [2, 0, 1], [3, 2, 1, 0]])
-@pytest.mark.parametrize("backend", [Rerunning(), CpuBackend()], ids=["rerunning", "recording"])
+@pytest.mark.parametrize("is_rerun", [True, False], ids=["rerunning", "recording"])
 def test_a_replay_yields_and_stores_what_the_step_does_and_its_empty_rows_nothing(
-    make_engine: Callable[..., Engine], backend: CpuBackend, chosen: list[int]
+    make_engine: Callable[..., Engine], rerunning: type[Any], is_rerun: bool, chosen: list[int]
 ) -> None:
-    engine = make_engine(graphs=False)
+    engine, backend = make_engine(graphs=False), rerunning() if is_rerun else CpuBackend()
     worker = worker_of(engine)
     slots, first = (column[chosen] for column in decoding(engine))
     graphs = rerun(worker, backend, (1, 2, 4))
@@ -123,23 +103,24 @@ def test_a_replay_yields_and_stores_what_the_step_does_and_its_empty_rows_nothin
 
 
 def test_a_step_replays_the_smallest_graph_that_holds_it_and_none_beyond_the_ladder(
-    make_engine: Callable[..., Engine],
+    make_engine: Callable[..., Engine], rerunning: type[Any]
 ) -> None:
-    engine, backend = make_engine(graphs=False), Rerunning()
+    engine, backend = make_engine(graphs=False), rerunning()
     slots, first = decoding(engine)
     graphs = rerun(worker_of(engine), backend, (1, 3))
     with torch.inference_mode():
         shapes = [None if (found := graphs.run(slots[:n], first[:n])) is None else len(found) for n in (2, 3, 4, 1, 2)]
     assert shapes == [2, 3, None, 1, 2]
-    assert (backend.num_asked, backend.num_replays, graphs.num_captured) == (2, 4, 2)
+    assert (len(backend.asked), len(backend.replayed), graphs.num_captured) == (2, 4, 2)
     assert graphs.seconds > 0
 
 
 @pytest.mark.parametrize("refusal", ["this device records nothing", None])
 def test_an_engine_gives_the_same_with_graphs_and_where_they_are_refused(
-    make_engine: Callable[..., Engine], refusal: str | None
+    make_engine: Callable[..., Engine], rerunning: type[Any], refusal: str | None
 ) -> None:
-    eager, engine, backend = make_engine(graphs=False), make_engine(graphs=False), Rerunning(refusal)
+    eager, engine = make_engine(graphs=False), make_engine(graphs=False)
+    backend = rerunning({"Graphs": refusal} if refusal else {})
     graphs = worker_of(engine).graphs = rerun(worker_of(engine), backend, ladder(5, 2))
     results = []
     for each in (eager, engine):
@@ -152,8 +133,8 @@ def test_an_engine_gives_the_same_with_graphs_and_where_they_are_refused(
     assert results[0][0] == results[1][0]
     assert equal(results[0][1], results[1][1])
     assert graphs.refusal == refusal
-    assert backend.num_asked == (1 if refusal else graphs.num_captured), "a refusal is not asked for again"
-    assert backend.num_replays == 0 if refusal else backend.num_replays > 10
+    assert len(backend.asked) == (1 if refusal else graphs.num_captured), "a refusal is not asked for again"
+    assert backend.replayed == [] if refusal else len(backend.replayed) > 10
 
 
 def test_a_backend_that_records_nothing_says_so(make_engine: Callable[..., Engine]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ambidex.backends import cuda, rocm
-from ambidex.backends.cpu import CpuBackend
+from ambidex.backends.contract import Backend
 from ambidex.ops.sample import Sampling
 from ambidex.runtime.batch import Batch
 from ambidex.runtime.build import build
@@ -24,32 +24,6 @@ from ambidex.runtime.options import Options
 from ambidex.runtime.request import SamplingParams
 from ambidex.runtime.start import decide
 from ambidex.runtime.step import Step
-
-
-class Rerunning(CpuBackend):
-    """Records by remembering the function: a replay runs it again. Keeps whose functions were given and replayed."""
-
-    is_asynchronous = True
-
-    def __init__(self, refuses_sampling: bool = False) -> None:
-        super().__init__()
-        self.refuses_sampling = refuses_sampling
-        self.functions: list[str] = []
-        self.replayed: list[str] = []
-
-    def capture(self, function: Callable[[], None]) -> Callable[[], None] | str:  # type: ignore[override]
-        name = function.__qualname__.split(".")[0]
-        self.functions.append(name)
-        if self.refuses_sampling and name == "SamplingGraphs":
-            return "cannot be captured"
-        function()
-
-        def replay() -> None:
-            self.replayed.append(name)
-            with torch.inference_mode():
-                function()
-
-        return replay
 
 
 def staying(function: Callable[..., Any]) -> Callable[..., tuple[torch.Tensor, ...]]:
@@ -74,7 +48,7 @@ class Pair:
 
     called: Engine
     captured: Engine
-    backend: Rerunning
+    backend: Any
     sampling: SamplingGraphs
 
     def submit(self, number: int, params: SamplingParams) -> None:
@@ -98,7 +72,7 @@ def worker_of(engine: Engine) -> Worker:
     return engine.worker
 
 
-def with_graphs(worker: Worker, backend: Rerunning, sizes: tuple[int, ...]) -> SamplingGraphs:
+def with_graphs(worker: Worker, backend: Backend, sizes: tuple[int, ...]) -> SamplingGraphs:
     def forward(batch: Batch) -> tuple[torch.Tensor, ...]:
         return (worker.model.forward(batch, None, worker.state, worker.ops, worker.mesh),)
 
@@ -110,8 +84,8 @@ def with_graphs(worker: Worker, backend: Rerunning, sizes: tuple[int, ...]) -> S
 
 
 @pytest.fixture
-def pair(make_engine: Callable[..., Engine]) -> Pair:
-    backend, (called, captured) = Rerunning(), (make_engine(graphs=False) for _ in range(2))
+def pair(make_engine: Callable[..., Engine], rerunning: type[Any]) -> Pair:
+    backend, (called, captured) = rerunning(), (make_engine(graphs=False) for _ in range(2))
     return Pair(called, captured, backend, with_graphs(worker_of(captured), backend, (1, 2, 4, 5)))
 
 
@@ -155,14 +129,17 @@ def test_requests_that_come_later_draw_as_if_they_were_alone(pair: Pair) -> None
             pair.submit(3, GREEDY)
 
 
-def test_where_the_sampler_is_not_captured_it_is_called(make_engine: Callable[..., Engine]) -> None:
-    backend, (called, captured) = Rerunning(refuses_sampling=True), (make_engine(graphs=False) for _ in range(2))
+def test_where_the_sampler_is_not_captured_it_is_called(
+    make_engine: Callable[..., Engine], rerunning: type[Any]
+) -> None:
+    called, captured = (make_engine(graphs=False) for _ in range(2))
+    backend = rerunning({"SamplingGraphs": "cannot be captured"})
     pair = Pair(called, captured, backend, with_graphs(worker_of(captured), backend, (1, 2, 4, 5)))
     pair.submit(0, RANDOM)
     pair.submit(1, GREEDY)
     assert list(pair.rows())
     assert pair.sampling.refusal == "cannot be captured"
-    assert backend.functions.count("SamplingGraphs") == 1, "a refusal is not asked for again"
+    assert backend.asked.count("SamplingGraphs") == 1, "a refusal is not asked for again"
     assert backend.replayed
 
 
