@@ -7,7 +7,8 @@ attention the keys that a query sees; for the rest the rows. Between points the 
 ends the end. Ceilings are the profile's specified bandwidth (the measured one where none is specified) and dense peaks.
 
 Sources, in order: a calibration of this very profile (`ambidex calibrate`), tuned rows of its family, those of the
-nearest family of its vendor, the defaults. Not known: clocks under a power cap, and other users of the device.
+nearest family of its vendor, the defaults; beyond the last measured row the defaults again. Not known: clocks under a
+power cap, and other users of the device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +140,9 @@ def efficiency(profile: Profile, calibrated: Efficiency | None = None, *, only_d
     if only_defaults:
         return base
     curve = _tuned_curve(profile)
-    return replace(base, curves={**base.curves, "product": curve}) if curve else base
+    if curve is None:
+        return base
+    return replace(base, curves={**base.curves, "product": _carried_on(curve, base.curves["product"])})
 
 
 def ceilings(profile: Profile, rate: str) -> tuple[float, float]:
@@ -168,38 +171,61 @@ def _tuned_curve(profile: Profile) -> Curve | None:
     return Curve(tuple(points), tuple(points.values()), f"{word} ({nearest.family}, {nearest.date})")
 
 
+def _carried_on(measured: Curve, default: Curve) -> Curve:
+    """The default's points beyond the last that was measured: what reading reaches says nothing of what multiplying
+    does."""
+    last = measured.axis[-1]
+    points = dict(zip(measured.axis, measured.shares, strict=True))
+    beyond = {at: share for at, share in zip(default.axis, default.shares, strict=True) if at > last}
+    source = f"{measured.source} to intensity {last:.2g}, then {default.source}" if beyond else measured.source
+    return Curve((*points, *beyond), (*points.values(), *beyond.values()), source)
+
+
 def _has_products(table: tuned.Table) -> bool:
     return any({"N", "K"} <= row.dims.keys() for row in table.rows)
 
 
 def _points(tables: Iterable[tuned.Table]) -> dict[float, float]:
     """Intensity -> share of the ceilings of the profile on which the rows were measured, over all sizes: of each site
-    and number of rows the fastest kernel, weighed by its time."""
+    and number of rows the fastest kernel, weighed by its time. Sizes of one number of rows are one point: their
+    intensities differ by a hundredth, and which sizes lie a hundredth further says nothing of the rows."""
     from ..hwprofiles.reader import load
 
-    fastest: dict[tuple[str, str, int], tuple[float, float, float]] = {}
+    fastest: dict[tuple[str, str, str, int], tuple[float, _Product]] = {}
     for table in tables:
         own = load(table.profile)
         for row in table.rows:
-            ideal = _ideal(own, row) if {"N", "K"} <= row.dims.keys() else None
-            key = (table.op, str(sorted(row.dims.items())), row.rows)
-            if ideal and (key not in fastest or row.time_us < fastest[key][1]):
-                fastest[key] = (ideal[0], row.time_us, ideal[1])
-    by_intensity: dict[float, list[tuple[float, float]]] = {}
-    for ideal_us, time_us, intensity in fastest.values():
-        by_intensity.setdefault(float(f"{intensity:.2g}"), []).append((ideal_us, time_us))
-    return {at: sum(a for a, _ in found) / sum(b for _, b in found) for at, found in sorted(by_intensity.items())}
+            found = _product(own, row) if {"N", "K"} <= row.dims.keys() else None
+            key = (table.profile, table.op, str(sorted(row.dims.items())), row.rows)
+            if found and (key not in fastest or row.time_us < fastest[key][0]):
+                fastest[key] = row.time_us, found
+    by_rows: dict[tuple[str, int], list[tuple[float, _Product]]] = {}
+    for (profile, _, _, num_rows), took in fastest.items():
+        by_rows.setdefault((profile, num_rows), []).append(took)
+    return dict(sorted(_point(each) for each in by_rows.values()))
 
 
-def _ideal(profile: Profile, row: tuned.Row) -> tuple[float, float] | None:
-    """Microseconds at the ceilings, and the intensity, of a measured product."""
+def _point(found: Sequence[tuple[float, _Product]]) -> tuple[float, float]:
+    """Intensity and share of products that took so many microseconds, taken together."""
+    moving, multiplying = sum(each.moving_us for _, each in found), sum(each.multiplying_us for _, each in found)
+    share = sum(max(each.moving_us, each.multiplying_us) for _, each in found) / sum(took_us for took_us, _ in found)
+    return multiplying / moving, share
+
+
+class _Product(NamedTuple):
+    """Microseconds at the ceilings of what a measured product moves, and of what it multiplies."""
+
+    moving_us: float
+    multiplying_us: float
+
+
+def _product(profile: Profile, row: tuned.Row) -> _Product | None:
     if row.dtypes["x"] not in ("bfloat16", "float16"):
         return None
     bytes_per_s, operations_per_s = ceilings(profile, RATE_OF_DTYPE[row.dtypes["x"]])
     outputs, width = int(row.dims["N"] or 0), int(row.dims["K"] or 0)
     moving = 2 * (outputs * width + row.rows * (outputs + width)) / bytes_per_s
-    multiplying = 2 * row.rows * outputs * width / operations_per_s
-    return 1e6 * max(moving, multiplying), multiplying / moving
+    return _Product(1e6 * moving, 2e6 * row.rows * outputs * width / operations_per_s)
 
 
 def shares(pairs: Sequence[tuple[float, float]], source: str) -> Curve:

@@ -1,6 +1,7 @@
 """What is asked of a plan: the requests, how many of them at once, how the model may be cut and stored.
 
-ConfigError, one line, for what is no number of tokens, requests or devices, or contradicts itself.
+ConfigError, one line, for what is no number of tokens, requests or devices, or contradicts itself: by the names that
+the command gives its options.
 """
 
 from __future__ import annotations
@@ -41,18 +42,18 @@ class Question:
         numbers |= {"input_len": self.load.input_len, "output_len": self.load.output_len}
         for name, value in numbers.items():
             if value is not None and not 1 <= value <= _MOST[name]:
-                raise ConfigError(f"{name} is {value:,}: it is from 1 to {_MOST[name]:,}")
+                raise ConfigError(f"{_option(name)} is {value:,}: it is from 1 to {_MOST[name]:,}")
         if not _LEAST_RATE <= self.load_gb_per_s < float("inf"):
-            raise ConfigError(f"load_gb_per_s is {self.load_gb_per_s:g}: it is a rate from {_LEAST_RATE:g}, as 1.25")
+            raise ConfigError(f"--load-gb-per-s is {self.load_gb_per_s:g}: it is a rate from {_LEAST_RATE:g}, as 1.25")
         if self.context is not None and self.context < self.load.longest:
             raise ConfigError(
-                f"context is {self.context:,}, but requests grow to {self.load.longest:,} tokens (input_len + "
-                "output_len): ask for a longer context or for shorter requests"
+                f"--context is {self.context:,}, but requests grow to {self.load.longest:,} tokens (--input-len "
+                "+ --output-len): ask for a longer context or for shorter requests"
             )
         if self.max_num_seqs is not None and self.max_num_seqs < self.concurrency:
             raise ConfigError(
-                f"concurrency is {self.concurrency:,}, but max_num_seqs lets {self.max_num_seqs:,} run at once: raise "
-                "it, or leave it out"
+                f"--concurrency is {self.concurrency:,}, but --max-num-seqs lets {self.max_num_seqs:,} run at once: "
+                "raise it, or leave it out"
             )
 
     @property
@@ -70,3 +71,7 @@ class Question:
     def on(self, profile: Profile) -> Question:
         """With what is not asked as an engine on that device would have it."""
         return replace(self, token_budget=self.token_budget or token_budget(Options(), profile))
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

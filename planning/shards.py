@@ -55,7 +55,7 @@ def shard(config: ModelConfig, tensor_parallel: int = 1) -> Shard:
     reason = refusal(config, tensor_parallel) if tensor_parallel > 0 else "a degree is a positive number"
     if reason:
         possible = [str(each) for each in (1, 2, 4, 8, 16) if refusal(config, each) is None]
-        raise ConfigError(f"tensor_parallel is {tensor_parallel}: {reason}; possible are {', '.join(possible)}")
+        raise ConfigError(f"{tensor_parallel} devices a replica: {reason}; possible are {', '.join(possible)}")
     return _shard(_Key(config, tensor_parallel))
 
 

@@ -111,14 +111,14 @@ def _on_hub(model: str, revision: str | None) -> Subject:
     from huggingface_hub.utils.logging import set_verbosity
 
     set_verbosity(logging.ERROR)  # what it tries again is said once, in the failure
-    try:
-        path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.HFValidationError, OSError, ValueError):
-        return _of(model, read_config(resolve(model, revision)))  # which says what is wrong with the name
-    config = read_config(Path(path).parent)
+    no_headers: tuple[type[BaseException], ...] = (  # the bases are the client's own errors of connections
+        *errors.HfHubHTTPError.__bases__, errors.NotASafetensorsRepoError, errors.OfflineModeIsEnabled, OSError
+    )  # fmt: skip
+    # Not by its name alone: a single file is asked for again and again, half a minute where there is no network.
+    config = read_config(resolve(model, revision, ["config.json"]))
     try:
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
-    except (errors.HfHubHTTPError, errors.NotASafetensorsRepoError, errors.OfflineModeIsEnabled, OSError):
+    except no_headers:
         return _of(model, config)
     files = metadata.files_metadata.values()
     ends = [max((each.data_offsets[1] for each in file.tensors.values()), default=0) for file in files]

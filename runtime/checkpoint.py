@@ -6,7 +6,7 @@ The folder is foreign input: names of shards, headers and the index are checked 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ _CURES = {
 }
 
 
-def resolve(model: str, revision: str | None = None) -> Path:
+def resolve(model: str, revision: str | None = None, wanted: Sequence[str] = _WANTED) -> Path:
     """The folder of a checkpoint: `model` itself, or the hub's files of that id (cached; HF_HUB_OFFLINE is respected).
+    wanted: patterns of the files that are fetched.
 
     Errors: ModelNotFound (no such folder or id, or the hub cannot be reached), CheckpointRefused (a file of weights).
     """
@@ -49,7 +50,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
         raise ModelNotFound(
             f"there is no folder {shown(model)}: name the folder of a checkpoint, or a hub id (owner/name)"
         )
-    return _from_hub(model, revision)
+    return _from_hub(model, revision, wanted)
 
 
 def _one_file(path: Path) -> AmbidexError:
@@ -59,7 +60,7 @@ def _one_file(path: Path) -> AmbidexError:
     return ModelNotFound(f"{path} is a file: name the folder that holds it and its config.json ({path.parent})")
 
 
-def _from_hub(model: str, revision: str | None) -> Path:
+def _from_hub(model: str, revision: str | None, wanted: Sequence[str]) -> Path:
     import huggingface_hub  # a second to import, and needed here only
     from huggingface_hub import errors
 
@@ -67,7 +68,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                model, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+                model, revision=revision, allow_patterns=list(wanted), ignore_patterns=_UNWANTED
             )
         )
     except errors.GatedRepoError:

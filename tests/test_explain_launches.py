@@ -51,3 +51,17 @@ def test_the_text_says_it_too(profile: str, capsys: pytest.CaptureFixture[str]) 
     assert run(["explain", "--profile", profile, "--site", "qkv_rope_store"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert any(f"qkv_rope_store_triton ({source}: block_h=" in text for source in SOURCES)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_logits_of_many_rows_are_multiplied_by_the_matrix_units(
+    profile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch has no product of 16-bit operands that writes float32, so its kernel multiplies in float32."""
+    assert run(["explain", "--profile", profile, "--json"]) == 0
+    sites = [site for site in all_sites(json.loads(capsys.readouterr().out)["sites"]) if site["op"] == "linear"]
+    logits = [site for site in sites if site["dtypes"]["y"] == "float32"]
+    assert logits
+    assert {choice["chosen"] for site in logits for choice in site["choices"]} == {
+        "linear_triton", "linear_triton_large"
+    }  # fmt: skip

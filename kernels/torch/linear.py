@@ -33,6 +33,8 @@ def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     x, weight, y = (site.dtypes[name] for name in ("x", "weight", "y"))
     if weight != x or site.dtypes.get("bias", x) != x:
         return Reason("dtype", f"takes a weight and a bias of x's dtype {dtype_name(x)}")
+    if y != x and profile.memory.kind == "hbm":
+        return Reason("dtype", f"multiplies in {dtype_name(y)} to write it, at a fraction of the matrix units' rate")
     if y not in (x, torch.float32):
         return Reason("dtype", f"writes {dtype_name(x)} or float32, not {dtype_name(y)}")
     return None

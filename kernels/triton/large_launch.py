@@ -18,8 +18,6 @@ from .launching import VECTOR_BYTES, warps
 from .overlap import overlaps
 from .rms_norm import MAX_WIDTH
 
-MIN_ROWS = 65
-"""Below, `product.py` reads the weight in less time."""
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
 _MIN_STAGES, _MAX_STAGES = 2, 4
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment

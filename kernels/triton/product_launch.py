@@ -49,7 +49,9 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
         for rows, width, warps, unrolled in every((1, 2, 4, 8), (512, 1024, 2048, 4096), (1, 2, 4), (False, True)):
             of_thread = rows * _planes(site) * width // (warps * profile.lane_width)
             tiles = -(-site.dim("K") // width)
-            if 16 <= of_thread <= 128 and width < 2 * site.dim("K") and not (unrolled and tiles > _UNROLLED_TILES):
+            if unrolled and (tiles > _UNROLLED_TILES or of_thread > 64):
+                continue  # more would not stay in registers
+            if 16 <= of_thread <= 128 and width < 2 * site.dim("K"):
                 yield _row(rows, width, warps, profile, unrolled)
         return
     units = profile.compute.units or _DEFAULT_UNITS

@@ -13,6 +13,7 @@ from ..precision import precision
 from ..subject import Subject, read_subject, sized_subject
 from .failing import Failing
 from .fleet import Fleet
+from .footprint import check_footprint
 from .group import Group
 from .routing import policy
 from .scaling import Scaler
@@ -28,9 +29,12 @@ _STRETCHES = 60
 
 
 def build(scenario: Scenario, folder: Path, replicas: Sequence[Sequence[Replica]] | None = None) -> Simulation:
-    """Ready to run. replicas: of `plan_replicas`, where they are planned already. Errors: its own, and those of a
-    trace."""
-    return assemble(scenario, replicas or plan_replicas(scenario), _workload(scenario, folder))
+    """Ready to run. replicas: of `plan_replicas`, where they are planned already. Errors: its own, a trace's,
+    and that of `check_footprint`."""
+    kinds, count = replicas or plan_replicas(scenario), _count(scenario, folder)
+    check_footprint(scenario, kinds, count)
+    shares = [fleet.share for fleet in scenario.fleets]
+    return assemble(scenario, kinds, draw_workload(scenario.traffic, count, scenario.seed, shares, folder))
 
 
 def plan_replicas(scenario: Scenario) -> list[list[Deployment]]:
@@ -77,13 +81,12 @@ def assemble(scenario: Scenario, replicas: Sequence[Sequence[Replica]], workload
     return simulation
 
 
-def _workload(scenario: Scenario, folder: Path) -> Workload:
+def _count(scenario: Scenario, folder: Path) -> int:
     arrivals = scenario.traffic.arrivals
-    count = scenario.requests
-    if count is None:
-        assert arrivals.kind == "trace"
-        count = len(read_trace(folder / Path(arrivals.file).expanduser()).arrival_s)
-    return draw_workload(scenario.traffic, count, scenario.seed, [fleet.share for fleet in scenario.fleets], folder)
+    if scenario.requests is not None:
+        return scenario.requests
+    assert arrivals.kind == "trace"
+    return len(read_trace(folder / Path(arrivals.file).expanduser()).arrival_s)
 
 
 def _groups(spec: FleetSpec, kinds: Sequence[Replica], role: str, workload: Workload) -> list[Group]:

@@ -65,7 +65,7 @@ class Fleet:
     def arrive(self, now_s: float, number: int) -> None:
         """A request from outside, or one that begins again."""
         stage = self.stages[0]
-        worker = stage.choose(int(self._workload.prefix[number]), self._workload.shared_tokens(number))
+        worker, num_known = stage.choose(int(self._workload.prefix[number]), self._workload.shared_tokens(number))
         if worker is None:
             self.backlog.append(number)
             return
@@ -82,7 +82,7 @@ class Fleet:
             self._journal.refuse(number, str(error))
             return
         self._journal.attempts[number] += 1
-        stage.expect(number, worker, len(prompt), 0.0 if self._is_split else self._expected)
+        stage.expect(number, worker, len(prompt) - num_known, 0.0 if self._is_split else self._expected)
         stage.wake(worker, now_s)
 
     def deliver(self, now_s: float, stage: Stage, worker: Worker) -> None:
@@ -148,7 +148,7 @@ class Fleet:
 
     def _send(self, now_s: float, source: Worker, number: int, prompt: Integers) -> None:
         """The prompt's pages leave for a worker that answers; they stay at the source until they have been read."""
-        target = self.stages[1].choose(int(self._workload.prefix[number]), self._workload.shared_tokens(number))
+        target, _ = self.stages[1].choose(int(self._workload.prefix[number]), self._workload.shared_tokens(number))
         if target is None:
             self.backlog.append(number)
             return

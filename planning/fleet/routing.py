@@ -8,7 +8,7 @@ mixed fleet loads are divided by the workers' speeds, so that a slower one is fu
 from __future__ import annotations
 
 import difflib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,18 @@ class Loads:
         return int((self.closed == 0.0).sum())
 
 
+class Choice(NamedTuple):
+    """num_known: tokens of the prompt that need not be computed there, as far as the router knows."""
+
+    place: int
+    num_known: int = 0
+
+
 class Policy(Protocol):
     """choose: the place of an open worker, of which there is one at least. prefix: the beginning that the prompt shares
-    with others (-1: none), of `prefix_tokens` tokens. closed: the place has a new worker, who remembers nothing."""
+    with others (-1: none), of `prefix_tokens` tokens. forget: the place has a new worker, who remembers nothing."""
 
-    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> int: ...
+    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> Choice: ...
 
     def forget(self, place: int) -> None: ...
 
@@ -58,10 +65,10 @@ class RoundRobin:
     def __init__(self) -> None:
         self._last = -1
 
-    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> int:
+    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> Choice:
         places = np.flatnonzero(loads.closed == 0.0)
         self._last = int(places[np.searchsorted(places, self._last, side="right") % len(places)])
-        return self._last
+        return Choice(self._last)
 
     def forget(self, place: int) -> None:
         """Nothing is remembered."""
@@ -70,8 +77,8 @@ class RoundRobin:
 class LeastRequests:
     """The worker with the fewest requests for its speed."""
 
-    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> int:
-        return int(np.argmin((loads.requests + 1.0) / loads.speed + loads.closed))
+    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> Choice:
+        return Choice(int(np.argmin((loads.requests + 1.0) / loads.speed + loads.closed)))
 
     def forget(self, place: int) -> None:
         """Nothing is remembered."""
@@ -80,8 +87,8 @@ class LeastRequests:
 class LeastPendingTokens:
     """The worker with the fewest tokens to compute for its speed."""
 
-    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> int:
-        return int(np.argmin((loads.tokens + 1.0) / loads.speed + loads.closed))
+    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> Choice:
+        return Choice(int(np.argmin((loads.tokens + 1.0) / loads.speed + loads.closed)))
 
     def forget(self, place: int) -> None:
         """Nothing is remembered."""
@@ -89,23 +96,35 @@ class LeastPendingTokens:
 
 class PrefixAware:
     """Least pending tokens, where the tokens of a prefix that a worker has served before need not be computed there:
-    a worker with the prefix is preferred as long as it is ahead by no more than the prefix saves."""
+    a worker with the prefix is preferred as long as it is ahead by no more than the prefix saves. Who has seen which is
+    kept of the prefixes used last."""
 
-    def __init__(self) -> None:
-        self._seen: dict[int, Reals] = {}
+    def __init__(self, most_prefixes: int = 4096) -> None:
+        self._most = most_prefixes
+        self._seen: dict[int, NDArray[np.bool_]] = {}  # by time of use
 
-    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> int:
+    def choose(self, loads: Loads, prefix: int, prefix_tokens: int) -> Choice:
         tokens = loads.tokens + 1.0
         if prefix < 0:
-            return int(np.argmin(tokens / loads.speed + loads.closed))
-        seen = self._seen.setdefault(prefix, np.zeros(len(tokens)))
+            return Choice(int(np.argmin(tokens / loads.speed + loads.closed)))
+        seen = self._seen.pop(prefix, None)
+        if seen is None:
+            seen = np.zeros(len(tokens), dtype=np.bool_)
         place = int(np.argmin((tokens - prefix_tokens * seen) / loads.speed + loads.closed))
-        seen[place] = 1.0
-        return place
+        num_known = prefix_tokens * int(seen[place])
+        seen[place] = True
+        self._seen[prefix] = seen
+        if len(self._seen) > self._most:
+            del self._seen[next(iter(self._seen))]
+        return Choice(place, num_known)
+
+    @property
+    def num_remembered(self) -> int:
+        return len(self._seen)
 
     def forget(self, place: int) -> None:
         for seen in self._seen.values():
-            seen[place] = 0.0
+            seen[place] = False
 
 
 POLICIES: dict[str, type[RoundRobin] | type[LeastRequests] | type[LeastPendingTokens] | type[PrefixAware]] = {

@@ -44,11 +44,13 @@ class Stage:
         self._rented_from[place] = now_s
         self._agenda.at(now_s + load_s, partial(self._open, place))
 
-    def choose(self, prefix: int, prefix_tokens: int) -> Worker | None:
-        """The worker for a request; None while there is none."""
+    def choose(self, prefix: int, prefix_tokens: int) -> tuple[Worker | None, int]:
+        """The worker for a request, None while there is none; and tokens of its prompt that are known there, as far as
+        the router knows."""
         if not self.loads.num_open:
-            return None
-        return self.workers[self.policy.choose(self.loads, prefix, prefix_tokens)]
+            return None, 0
+        place, num_known = self.policy.choose(self.loads, prefix, prefix_tokens)
+        return self.workers[place], num_known
 
     def expect(self, number: int, worker: Worker, before_first: int, after: float) -> None:
         """The request has been sent there, with so many tokens to compute before and (expected) after its first."""

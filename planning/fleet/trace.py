@@ -18,6 +18,7 @@ from ...runtime.errors import ConfigError
 from .record import MOST_TOKENS
 
 _YEARS = range(1700, 2250)  # that nanoseconds of 64 bits hold
+_ROW = np.dtype([("moment", "datetime64[ns]"), ("inputs", np.int64), ("outputs", np.int64)])
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -33,16 +34,14 @@ def read_trace(path: Path) -> Recorded:
     """ConfigError: no such file, columns that are missing, or a row that is none; one line with file and line."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_rows(csv.reader(file), path))
+            rows = np.fromiter(_rows(csv.reader(file), path), _ROW)  # 24 bytes each, where a list takes 250
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"cannot read the trace {path}: {error}; give a CSV file") from None
-    if not rows:
+    if not len(rows):
         raise ConfigError(f"{path} has no requests: give a row for each below the header {','.join(COLUMNS)}")
-    times, inputs, outputs = zip(*rows, strict=True)
-    moments = np.array(times, dtype="datetime64[ns]")
-    order = np.argsort(moments, kind="stable")
-    seconds = (moments - moments.min()) / np.timedelta64(1, "ns") * 1e-9
-    return Recorded(seconds[order], np.array(inputs, np.int64)[order], np.array(outputs, np.int64)[order])
+    rows = rows[np.argsort(rows["moment"], kind="stable")]
+    seconds = (rows["moment"] - rows["moment"][0]) / np.timedelta64(1, "ns") * 1e-9
+    return Recorded(seconds, rows["inputs"].copy(), rows["outputs"].copy())
 
 
 def _rows(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[np.datetime64, int, int]]:

@@ -65,6 +65,15 @@ def test_rows_are_tokens_or_logits() -> None:
     assert rows["norm_linear"] == rows["silu_and_mul"] == "logits"
 
 
+@pytest.mark.parametrize("rows", [(TOKENS, LOGITS, LOGITS), (LOGITS, TOKENS, LOGITS), (LOGITS, LOGITS, TOKENS)])
+def test_a_site_counts_the_layers_whose_rows_are_logits(rows: tuple[int, ...]) -> None:
+    recorder = Recorder(discovery.ops(), LOGITS)
+    for size in rows:
+        recorder.silu_and_mul(empty(size, 64))
+    (site,) = recorder.sites
+    assert (site.num_layers, site.num_logit_layers, site.rows) == (3, 2, "tokens")
+
+
 def test_rows_of_a_rotation_are_its_tokens_not_its_axes() -> None:
     recorder = Recorder(discovery.ops(), num_logits=1)
     recorder.rotation(torch.empty((1, TOKENS), dtype=torch.int64, device="meta"), frequencies(8, 1e4)[0].to("meta"))

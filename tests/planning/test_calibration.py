@@ -205,3 +205,12 @@ def test_a_rate_that_was_not_measured_follows_the_matrix_units() -> None:
     found = with_ceilings(profile, 3000.0, measured, "now").peak.dense_tflops
     assert found.fp32 == pytest.approx(0.1 * peaks.fp32)
     assert found.fp8 == pytest.approx(0.7 * peaks.fp8)
+
+
+def test_every_number_of_an_overlay_is_what_a_plan_reckons_with(tmp_path: Path) -> None:
+    numbers = {"step_us": 3.0, "host_us": 4.0, "host_us_per_request": 5.0, "eager_us": 6.0, "beside_reading": 0.7,
+               "read_share": 0.8}  # fmt: skip
+    found = read(written(tmp_path, overlay(**numbers))).efficiency()
+    assert {name: getattr(found, name) for name in numbers} == numbers
+    assert dict(found.launch_us) == MICROS
+    assert found.curves["product"].shares == (0.5, 0.7)

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 from ambidex.hwprofiles.reader import load
+from ambidex.ops import tuned
+from ambidex.planning.deployment import Deployment, deploy
 from ambidex.planning.efficiency import DEFAULT, HOST, KINDS, Curve, ceilings, efficiency, shares
+from ambidex.planning.precision import precision
+from ambidex.planning.subject import sized_subject
 from ambidex.runtime.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 ABOVE_0 = st.floats(1e-3, 1e6, allow_nan=False)
 POINTS = st.tuples(ABOVE_0, st.floats(0.01, 3.0))
@@ -61,3 +66,36 @@ def test_a_calibration_comes_first_and_defaults_can_be_asked_for() -> None:
 def test_a_class_of_hosts_knows_no_ceilings_until_one_is_calibrated() -> None:
     with pytest.raises(ConfigError, match="run `ambidex calibrate`"):
         ceilings(load("cpu-avx512"), "bf16")
+
+
+def test_measured_rows_are_one_point_each_and_the_default_goes_on_beyond_them() -> None:
+    curve, default = efficiency(load("nvidia-h200-sxm")).curves["product"], DEFAULT.curves["product"]
+    rows = {row.rows for table in tuned.tables() for row in table.rows if {"N", "K"} <= row.dims.keys()}
+    measured = [at for at in curve.axis if at not in default.axis]
+    assert len(measured) == len(rows)
+    beyond = [at for at in default.axis if at > measured[-1]]
+    assert list(curve.axis) == [*measured, *beyond]
+    assert curve.at(1e3) == default.at(1e3)
+    assert curve.source.startswith("measured (sm_90-132, ")
+    assert curve.source.endswith(f" to intensity {measured[-1]:.2g}, then default")
+
+
+def test_a_step_of_more_requests_takes_no_less() -> None:
+    """A device could always compute a row for nothing."""
+    wanted = precision("fp8", load("nvidia-h200-sxm"), "fp8")
+    assert not isinstance(wanted, str)
+    found = deploy(sized_subject("70B", "llama"), load("nvidia-h200-sxm"), wanted)
+    assert isinstance(found, Deployment)
+    sizes = range(1, 257)
+    took = [found.step_time.seconds(np.full(size, 600), np.ones(size, dtype=np.int64), size) for size in sizes]
+    assert (np.diff(took) > 0).all()
+
+
+def test_of_the_kernels_that_were_measured_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, tables = load("nvidia-h200-sxm"), tuned.tables()
+    before = efficiency(profile).curves["product"]
+    for factor, is_same in ((10.0, True), (0.5, False)):
+        others = [replace(table, rows=tuple(replace(row, time_us=factor * row.time_us) for row in table.rows))
+                  for table in tables]  # fmt: skip
+        monkeypatch.setattr("ambidex.ops.tuned.tables", lambda others=others: (*others, *tables))
+        assert (efficiency(profile).curves["product"].shares == pytest.approx(before.shares)) is is_same

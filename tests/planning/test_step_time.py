@@ -203,3 +203,19 @@ def test_a_roofline_lies_above_its_sites() -> None:
             assert tflops < min(intensity * 4.8, 1979)
     named = {label for series in chart.series for label in series.labels}
     assert {"qkv", "gate_up", "down", "paged_attention"} <= named
+
+
+def test_keys_in_eight_bits_are_half_the_bytes_that_attention_reads() -> None:
+    profile, spans = load("nvidia-h200-sxm"), arrays([(16_000, 1)] * 32)
+    found = []
+    for kv_format in ("bf16", "fp8"):
+        stored = precision("fp8", profile, kv_format)
+        assert not isinstance(stored, str)
+        chosen = deploy(sized_subject("8B"), profile, stored, reached=PERFECT)
+        assert isinstance(chosen, Deployment)
+        (point,) = [each for each in site_points(chosen, *spans, 32) if each.name.endswith("attention")]
+        found.append((point.num_bytes, chosen.step_time.seconds(*spans, 32)))
+    (wide_bytes, wide_s), (narrow_bytes, narrow_s) = found
+    assert narrow_bytes == pytest.approx(0.5 * wide_bytes, rel=1e-3)
+    bytes_per_s, _ = ceilings(profile, "fp8")
+    assert wide_s - narrow_s == pytest.approx((wide_bytes - narrow_bytes) / bytes_per_s, rel=1e-6)

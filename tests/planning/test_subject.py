@@ -118,3 +118,39 @@ def test_a_config_beyond_all_models_is_refused_before_its_layers_are_looked_at(t
     with pytest.raises(ConfigError, match="parameters by its config: plans are made up to 5T"):
         read_subject(str(tmp_path))
     assert perf_counter() - begun < 5
+
+
+@pytest.fixture
+def unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a hub that answers nobody."""
+    from huggingface_hub import constants
+    from huggingface_hub.hf_api import api
+
+    for name, value in {
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path),
+        "ENDPOINT": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(proxy, raising=False)
+    monkeypatch.setattr(api, "endpoint", "http://127.0.0.1:9")  # it has read it already
+    return tmp_path
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(unreachable: Path) -> None:
+    begun = perf_counter()
+    with pytest.raises(ModelNotFound, match=r"the hub cannot be reached|could not be fetched from the hub"):
+        read_subject("owner/name")
+    assert perf_counter() - begun < 5
+
+
+def test_without_a_hub_a_cached_config_is_planned(unreachable: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = unreachable / "models--owner--name"
+    (place / "snapshots" / commit).mkdir(parents=True)
+    (place / "snapshots" / commit / "config.json").write_text(json.dumps(published("8B")), encoding="utf-8")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit, encoding="utf-8")
+    found = read_subject("owner/name")
+    assert (found.num_parameters, found.checkpoint_bytes) == (8_030_261_248, None)

@@ -117,6 +117,18 @@ def test_what_a_dead_worker_had_begun_is_begun_again_behind_what_came(kit: Any) 
     assert (journal.ended_s[begun_before] > calm.ended_s[begun_before]).all()
 
 
+def test_what_the_caller_has_of_an_answer_is_not_generated_again(kit: Any) -> None:
+    """60 tokens take 60 steps; that in which the worker dies is lost, and the prompt is computed twice."""
+    tokens = {"input_tokens": {"kind": "constant", "tokens": 50}, "output_tokens": {"kind": "constant", "tokens": 60}}
+    traffic = {"arrivals": {"kind": "poisson", "rate_per_s": 1e6}, **tokens}
+    deaths = {"at": [{"time_s": 0.4}]}
+    _, report = kit.run(kit.scenario(requests=1, traffic=traffic, failures=deaths))
+    workers = report["fleets"][0]["workers"][0]
+    assert report["recomputed"] == 1
+    assert workers["computed_prompt_tokens"] > 50 + 50 + 20, "the prompt again, and the answer so far behind it"
+    assert report["steps"] == 60 + 1
+
+
 def test_without_a_worker_and_none_to_come_requests_are_lost_and_counted(kit: Any) -> None:
     deaths = [{"time_s": 0.5, "place": 0}, {"time_s": 0.5, "place": 1}]
     outcome, report = kit.run(kit.scenario(failures={"at": deaths, "replaced": False}))
@@ -271,3 +283,18 @@ def test_pages_of_one_precision_do_not_become_those_of_another(kit: Any) -> None
     kinds = [{**each, "kv_precision": kv} for each, kv in zip(kit.SPLIT["workers"], ("fp8", "bf16"), strict=True)]
     with pytest.raises(ConfigError, match="one kv_precision"):
         kit.scenario(fleets=[{**kit.SPLIT, "workers": kinds}])
+
+
+def test_a_router_that_knows_prefixes_expects_the_rest_only(kit: Any) -> None:
+    traffic = {**kit.scenario().traffic.model_dump(), "input_tokens": {"kind": "constant", "tokens": 200},
+               "prefixes": {"groups": 1, "tokens": 160}}  # fmt: skip
+    workers = [{"profile": "x", "workers": 1}]
+    found = {}
+    for routing in ("least_pending_tokens", "prefix_aware"):
+        spec = {"name": "a", "params": "8B", "workers": workers, "routing": routing}
+        (tested,) = kit.simulation(kit.scenario(traffic=traffic, fleets=[spec])).fleets
+        expected = tested.stages[0].loads.tokens
+        tested.arrive(0.0, 0)
+        tested.arrive(0.0, 1)
+        found[routing] = float(expected[0])
+    assert found == {"least_pending_tokens": 400.0, "prefix_aware": 240.0}

@@ -41,6 +41,10 @@ def test_goodput_counts_who_keeps_both_limits(kit: Any) -> None:
     outcome, report = kit.run(kit.scenario(slo={"ttft_ms": 1e9, "tpot_ms": 1e9}))
     assert report["goodput"]["share"] == 1.0
     assert 0 < strict["goodput"]["share"] < 1
+    medians = {name: report[name]["p50"] for name in ("ttft_ms", "tpot_ms")}
+    limits = (medians, {**medians, "ttft_ms": 1e9}, {**medians, "tpot_ms": 1e9})
+    found = [kit.run(kit.scenario(slo=each))[1]["goodput"]["share"] for each in limits]
+    assert 0 < found[0] < min(found[1:]) <= max(found[1:]) < 1
     assert report["goodput"]["requests_per_s"] == pytest.approx(40 / outcome.lasted_s)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from ambidex.planning.fleet.routing import POLICIES, Loads, Policy, policy
+from ambidex.planning.fleet.routing import POLICIES, Loads, Policy, PrefixAware, policy
 from ambidex.runtime.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ def loads(requests: list[float], tokens: list[float], speed: list[float] | None 
 
 
 def chosen(name: str, known: Loads, prefix: int = -1, prefix_tokens: int = 0) -> int:
-    return policy(name).choose(known, prefix, prefix_tokens)
+    return policy(name).choose(known, prefix, prefix_tokens).place
 
 
 @given(
@@ -34,12 +34,12 @@ def test_a_closed_place_is_never_chosen(name: str, closed: set[int], tokens: lis
     known, router = loads([0] * 8, tokens), policy(name)
     for place in closed:
         known.close(place)
-    assert all(router.choose(known, prefix, 100) not in closed for _ in range(20))
+    assert all(router.choose(known, prefix, 100).place not in closed for _ in range(20))
 
 
 def test_round_robin_takes_turns_and_passes_over_who_is_closed() -> None:
     known, router = loads([9, 0, 0, 0], [9, 0, 0, 0], closed=2), policy("round_robin")
-    assert [router.choose(known, -1, 0) for _ in range(7)] == [0, 1, 3, 0, 1, 3, 0]
+    assert [router.choose(known, -1, 0).place for _ in range(7)] == [0, 1, 3, 0, 1, 3, 0]
 
 
 def test_the_least_of_each_is_chosen() -> None:
@@ -55,7 +55,7 @@ def test_a_worker_of_twice_the_speed_gets_about_twice_as_much(name: str) -> None
     known, router = loads([0, 0], [0, 0], speed=[0.5, 1.0]), policy(name)
     given_to: Counter[int] = Counter()
     for _ in range(300):
-        place = router.choose(known, -1, 0)
+        place = router.choose(known, -1, 0).place
         given_to[place] += 1
         known.requests[place] += 1
         known.tokens[place] += 100
@@ -64,23 +64,38 @@ def test_a_worker_of_twice_the_speed_gets_about_twice_as_much(name: str) -> None
 
 def test_a_prefix_is_sought_where_it_was_unless_too_much_waits_there() -> None:
     known, router = loads([0, 0, 0], [10, 0, 20]), policy("prefix_aware")
-    assert router.choose(known, 7, 100) == 1
+    assert router.choose(known, 7, 100).place == 1
     known.tokens[1] = 100
-    assert router.choose(known, 7, 100) == 1, "10 are fewer than 100, by less than the prefix saves"
+    assert router.choose(known, 7, 100).place == 1, "10 are fewer than 100, by less than the prefix saves"
     known.tokens[1] = 120
-    assert router.choose(known, 7, 100) == 0
+    assert router.choose(known, 7, 100).place == 0
     known.tokens[:] = [120, 115, 0]
-    assert router.choose(known, 7, 100) == 2
+    assert router.choose(known, 7, 100).place == 2
     known.tokens[:] = [50, 120, 51]
-    assert router.choose(known, 7, 100) == 0, "three have it now"
+    assert router.choose(known, 7, 100).place == 0, "three have it now"
 
 
 def test_a_new_worker_remembers_nothing() -> None:
     known, router = loads([0, 0], [0, 10]), policy("prefix_aware")
-    assert router.choose(known, 1, 100) == 0
+    assert router.choose(known, 1, 100).place == 0
     known.tokens[0] = 50
     router.forget(0)
-    assert router.choose(known, 1, 100) == 1
+    assert router.choose(known, 1, 100).place == 1
+
+
+def test_what_a_worker_knows_of_a_prompt_is_not_counted_again() -> None:
+    known, router = loads([0, 0], [0, 10]), policy("prefix_aware")
+    assert [router.choose(known, 1, 100) for _ in range(2)] == [(0, 0), (0, 100)]
+    assert router.choose(known, -1, 0) == (0, 0)
+
+
+def test_of_many_prefixes_those_used_last_are_remembered() -> None:
+    known, router = loads([0, 0], [0, 10]), PrefixAware(most_prefixes=3)
+    for prefix in (1, 2, 3, 1, 4):
+        router.choose(known, prefix, 100)
+    assert router.num_remembered == 3
+    assert [router.choose(known, prefix, 100).num_known for prefix in (1, 3, 4)] == [100, 100, 100]
+    assert router.choose(known, 2, 100).num_known == 0
 
 
 @pytest.mark.parametrize("name", POLICIES)

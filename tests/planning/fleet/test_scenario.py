@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from ambidex.planning.fleet import build
+from ambidex.planning.fleet.footprint import check_footprint, footprint
 from ambidex.planning.fleet.scenario import names, read_scenario
 from ambidex.runtime.errors import ConfigError, OutOfMemory
 
@@ -140,3 +141,36 @@ def test_a_trace_beside_its_scenario_is_found_and_gives_the_number(tmp_path: Pat
     outcome = build.build(*read_scenario(file=written(tmp_path, text))).run()
     assert outcome.journal.generated.tolist() == list(range(1, 13))
     assert outcome.workload.arrival_s.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("workers: 1}", "workers: 1000000}"), ("requests: 10", "requests: 100000000")]
+)
+def test_what_this_machine_cannot_hold_is_refused_with_the_bytes(tmp_path: Path, old: str, new: str) -> None:
+    scenario, _ = read_scenario(file=written(tmp_path, GOOD.replace(old, new)))
+    replicas = build.plan_replicas(scenario)
+    with pytest.raises(ConfigError, match=r"workers and [\d,]+ requests take [\d,.]+ GiB of this machine's 16.0 once"):
+        check_footprint(scenario, replicas, scenario.requests or 0, limit_bytes=16 * 2**30)
+
+
+def test_a_thousand_workers_are_not_refused() -> None:
+    scenario, _ = read_scenario("million")
+    wanted = footprint(scenario, build.plan_replicas(scenario), scenario.requests or 0)
+    assert 2 * 2**30 < wanted < 4 * 2**30
+
+
+def test_workers_that_scaling_may_rent_are_counted() -> None:
+    scenario, _ = read_scenario("phase-2")
+    replicas = build.plan_replicas(scenario)
+    (fleet,) = scenario.fleets
+    few = fleet.model_copy(
+        update={"workers": tuple(each.model_copy(update={"max_workers": None}) for each in fleet.workers)}
+    )
+    without = footprint(scenario.model_copy(update={"fleets": (few,)}), replicas, 0)
+    assert footprint(scenario, replicas, 0) == pytest.approx(without * 5 / 3)
+
+
+def test_a_run_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    scenario, folder = read_scenario(file=written(tmp_path, GOOD.replace("workers: 1}", "workers: 100000000}")))
+    with pytest.raises(ConfigError, match="simulate fewer workers or requests"):
+        build.build(scenario, folder)

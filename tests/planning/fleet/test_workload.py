@@ -183,3 +183,17 @@ def test_waves_keep_their_shape_over_many_periods() -> None:
     phase = draw_workload(asked, 200_000, 1, [1.0], Path()).arrival_s % 1.0
     in_the_middle = (np.abs(phase - 0.5) < 0.25).mean()
     assert in_the_middle == pytest.approx(0.5 + 0.9 / np.pi, rel=0.02)
+
+
+def test_a_row_of_a_trace_takes_as_many_bytes_as_its_numbers(tmp_path: Path) -> None:
+    import tracemalloc
+
+    rows = 20_000
+    path = tmp_path / "t.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "2023-11-16 18:15:46.6805900,4808,10\n" * rows)
+    tracemalloc.start()
+    found = read_trace(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.arrival_s) == rows
+    assert most < 120 * rows

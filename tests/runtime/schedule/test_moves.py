@@ -90,6 +90,7 @@ def test_what_is_there_already_is_not_written_again() -> None:
     assert len(pages) == 1
     assert set(pages).isdisjoint(before)
     assert len(target.pools["kv"].find(moves.content(_SIZES, request(11), 11)["kv"])) == 2
+    assert target.pools["kv"].num_free == 8, "what was there is held by nobody now, either"
 
 
 @pytest.mark.parametrize("held", [2, 3, 4])
