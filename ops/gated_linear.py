@@ -69,7 +69,7 @@ def _gated(case: Case) -> Case:
 
 CASES = (
     Case(
-        "llama-3.1-8b-decode", {"T": 1, "I": 14336, "K": 4096, "norm": True}, {"T": 1, "I": 112, "K": 64, "norm": True}
+        "llama-3.1-8b-decode", {"T": 1, "I": 14336, "K": 4096, "norm": True}, {"T": 1, "I": 32, "K": 1100, "norm": True}
     ),
     Case("qwen2.5-0.5b", {"T": 64, "I": 4864, "K": 896, "norm": True}, {"T": 9, "I": 304, "K": 56, "norm": True}),
     Case("llama-3.2-1b-plain", {"T": 128, "I": 8192, "K": 2048}, {"T": 17, "I": 64, "K": 48}),

@@ -92,7 +92,7 @@ def case_at(site: Site, rows: int) -> Mapping[str, Any]:
 
 
 GENERAL_CASES = (
-    Case("llama-3.1-8b-o-decode", {"T": 1, "N": 4096, "K": 4096}, {"T": 1, "N": 64, "K": 256}),
+    Case("llama-3.1-8b-o-decode", {"T": 1, "N": 4096, "K": 4096}, {"T": 1, "N": 32, "K": 1100}),
     Case("llama-3.1-8b-qkv-prefill", {"T": 512, "N": 6144, "K": 4096}, {"T": 33, "N": 96, "K": 256}),
     Case(
         "qwen2.5-0.5b-qkv-bias", {"T": 8, "N": 1152, "K": 896, "bias": True}, {"T": 8, "N": 72, "K": 56, "bias": True}

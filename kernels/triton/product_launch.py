@@ -25,16 +25,18 @@ _TILES = ((64, 4), (64, 3), (64, 2), (32, 2), (16, 2))  # of K, stages
 _WIDE = (128, 3)
 _TCGEN05_ROWS = 64  # of a left operand, from which the compiler takes it
 _DEPTHS = ((3, 0), (4, 0), (8, 0), (4, _EARLY), (8, _EARLY))  # stages, and what is loaded early
-_ROW_TILE, _ROW_WIDTH, _ROW_THREADS = 4, 1024, 64  # 8 KiB of the weight at once, by few threads: many such programs
-_UNROLLED_TILES = 16  # of K, at most
+_ROW_TILE, _ROW_WIDTH, _ROW_THREADS = 4, 1024, 64  # few threads, and so many programs; half as many outputs in a loop
+_UNROLLED_TILES = 4  # of K, at most: the loads of more do not stay in registers
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """The default for up to `bucket` rows: the fastest on an H200, shrunk to what fits."""
     if bucket == 1:
         width = min(_ROW_WIDTH, _power(site.dim("K")))
-        unrolled = site.dim("K") <= _UNROLLED_TILES * width
-        return _row(_ROW_TILE // _planes(site), width, max(1, _ROW_THREADS // profile.lane_width), profile, unrolled)
+        is_short = site.dim("K") <= _UNROLLED_TILES * width and site.dtypes["x"].itemsize == 2
+        unrolled = is_short and "pdl" in profile.capabilities  # elsewhere nothing was measured
+        rows = (_ROW_TILE if unrolled else _ROW_TILE // 2) // _planes(site)
+        return _row(rows, width, max(1, _ROW_THREADS // profile.lane_width), profile, unrolled)
     return _fitted(site, profile, bucket, 64 // _planes(site))
 
 
@@ -48,11 +50,10 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
     if bucket == 1:
         for rows, width, warps, unrolled in every((1, 2, 4, 8), (512, 1024, 2048, 4096), (1, 2, 4), (False, True)):
             of_thread = rows * _planes(site) * width // (warps * profile.lane_width)
-            tiles = -(-site.dim("K") // width)
-            if unrolled and (tiles > _UNROLLED_TILES or of_thread > 64):
-                continue  # more would not stay in registers
-            if 16 <= of_thread <= 128 and width < 2 * site.dim("K"):
-                yield _row(rows, width, warps, profile, unrolled)
+            if 16 <= of_thread <= (64 if unrolled else 128) and width < 2 * site.dim("K"):
+                tile = _row(rows, width, warps, profile, unrolled)
+                if fits(site, profile, tile) is None:
+                    yield tile
         return
     units = profile.compute.units or _DEFAULT_UNITS
     for block_n, block_k, splits, (stages, early) in every((32, 64, 128), (64, 128), (1, 2, 4, 8), _DEPTHS):
@@ -66,6 +67,8 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     """Why a launch does not fit the device's memory per block, or its compiler, if it does not."""
     if launch["block_n"] >= _TCGEN05_ROWS and launch["block_t"] and _shares_operand(site, profile):
         return Reason("shape", f"is no product for tcgen05: fewer than {_TCGEN05_ROWS} outputs a tile")
+    if launch.get("unrolled") and site.dim("K") > _UNROLLED_TILES * launch["block_k"]:
+        return Reason("shape", f"is a loop of more than {_UNROLLED_TILES} blocks, which is not unrolled")
     limit = _limit(profile)
     needed = _on_chip_bytes(site, launch)
     return (

@@ -102,9 +102,14 @@ MUTATIONS = [
         "qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
-        "a row's last columns left out", "product_row",
+        "a row's last block left out", "product_row",
         "tl.static_range(1, TILES)", "tl.static_range(1, TILES - 1)",
-        "linear_triton", "odd and float32",
+        "linear_triton", "o-decode and bfloat16",
+    ),
+    Mutation(
+        "a row's last block left out of the loop", "product_row",
+        "range(BLOCK_K, width, BLOCK_K)", "range(BLOCK_K, width - BLOCK_K, BLOCK_K)",
+        "linear_triton", "o-decode and float32",
     ),
     Mutation(
         "partners of a rotation exchanged", "turned",
