@@ -2,7 +2,8 @@
 
 norm_linear (q, k, v), linear_add (out), gated_linear, linear_add (down), over layers whose weights together exceed
 every cache, captured in one graph where the device captures. Each product reads what the one before it wrote: the
-output's x are the first columns of q, k, v. The time is a layer's; its share of R counts the bytes of the ops' costs.
+output's x are the first columns of q, k, v. (In a step of few rows the first product turns and stores, too: the op
+norm_qkv_rope_store, with the same launches.) The time is a layer's; its share of R counts the bytes of the ops' costs.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def full_manifest(binding: Binding) -> Plain:
     """The manifest with its fingerprint and the sites that only a reference serves."""
     from ..ops.manifest import fingerprint, manifest, references
 
-    return {**manifest(binding), "fingerprint": fingerprint(binding), "references": references(binding)}
+    found = {**manifest(binding), "fingerprint": fingerprint(binding), "references": references(binding)}
+    return {**found, "warnings": list(binding.warnings)}
 
 
 def heading(record: Plain, profile: Profile, model: str) -> str:
@@ -111,6 +112,7 @@ def heading(record: Plain, profile: Profile, model: str) -> str:
             ("pages", "; ".join(pages) or "none"),
             ("manifest", record["fingerprint"]),
             ("reference", f"{len(references)} sites: {', '.join(references)}" if references else "serves no site"),
+            *(("warning", line) for line in record["warnings"]),
         ]
     )
 

@@ -69,7 +69,7 @@ PromptGraphs = Annotated[
     bool | None,
     typer.Option(
         "--prompt-graphs/--no-prompt-graphs",
-        help="Replay steps that read up to 1,024 tokens, too; by default where a device works by itself.",
+        help="Replay steps that read up to 1,024 tokens, too, where a device works by itself: the default.",
     ),
 ]
 Kernels = Annotated[

@@ -43,7 +43,8 @@ class BindingError(ValueError):
 class Binding:
     """The frozen outcome: who serves what, the layouts to allocate, and the functions to call.
 
-    warnings: with `fallback: warn`, a line for each site that runs on its reference unasked; for the engine to print.
+    warnings: with `fallback: warn`, a line for each site that runs on its reference unasked; and one for a choice that
+        reaches only some sites of its op. For the engine to print.
     """
 
     profile: Profile
@@ -226,6 +227,17 @@ class _Binder:
             raise BindingError(f"fallback is forbid and only the reference serves {site.name}: {tried}")
         self.warnings.setdefault(site.name, f"{site.name} runs on its reference: {tried}")
 
+    def note_unbound(self, sites: tuple[Site, ...], bound: tuple[BoundSite, ...]) -> None:
+        """A choice for an op that some of its sites keep, where others lie in composites that are served whole."""
+        names = _bound_names(bound)
+        for key in self.met & self.ops.keys():
+            unbound = sorted({each.name for each in _with_parts(sites) if each.op == key} - names)
+            if unbound:
+                self.warnings[key] = (
+                    f"the choice for {key} does not reach {', '.join(unbound)}: a composite around it is served whole "
+                    f"(choose `parts` for the composite)"
+                )
+
     def check_choices(self, sites: tuple[Site, ...]) -> None:
         for key in sorted(set(self.choices) - self.met):
             known = {name for site in _with_parts(sites) for name in (site.name, site.op)}
@@ -240,6 +252,10 @@ class _Binder:
                 f"{key} is never bound on its own: a composite around it is served whole, or all its sites have "
                 f"choices of their own (choose `parts` for the composite to bind {key})"
             )
+
+
+def _bound_names(entries: Iterable[BoundSite]) -> set[str]:
+    return {name for entry in entries for name in (entry.site.name, *_bound_names(entry.parts))}
 
 
 def _parsed(key: str, text: str) -> tuple[str, Launch]:
@@ -286,6 +302,7 @@ def bind(
     demands = binder.settle(sites)
     bound = tuple(binder.place(site, demands) for site in sites)
     binder.check_choices(sites)
+    binder.note_unbound(sites, bound)
     return Binding(
         profile,
         binder.policy,

@@ -16,7 +16,7 @@ from . import norm_linear, qkv_rope_store
 from .contract import Arguments, Case, Op, Signature
 from .state import Pages
 from .types import Cost, Site, Weight, Work
-from .validation import COMPUTE_TOLERANCE, random_tensor, random_weight
+from .validation import COMPUTE_TOLERANCE, expect_weight, random_tensor, random_weight
 
 
 def _label(
@@ -31,6 +31,8 @@ def _check(
     slots: torch.Tensor, q_norm: Weight | None = None, k_norm: Weight | None = None, *, num_heads: int, eps: float,
 ) -> Signature:  # fmt: skip
     product = norm_linear.OP.check(x, norm, weight, bias, eps=eps)
+    groups, size = pages.group.planes[0].shape
+    expect_weight("norm_qkv_rope_store", weight, (num_heads + 2 * groups) * size, x.shape[1])
     qkv = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device="meta")
     storing = qkv_rope_store.OP.check(qkv, rotation, pages, slots, q_norm, k_norm, num_heads=num_heads, eps=eps)
     weights = (*product.weights, *storing.weights)

@@ -92,11 +92,12 @@ class Holdings:
     def _graph_bytes(self) -> Measured:
         if self._graphs is None:
             return Measured(0)
-        if self._graphs.refusal is not None:
+        prompts = self._graphs.prompts
+        if self._graphs.refusal is not None and not (prompts and prompts.replays):
             return Measured(0, self._graphs.refusal)
         recorded = [f"{self._graphs.num_captured} of {len(self._graphs.sizes)} sizes recorded so far"]
-        if self._graphs.prompts:
-            recorded.append(f"{len(self._graphs.prompts.replays)} for prompts")
+        if prompts:
+            recorded.append(f"{len(prompts.replays)} for prompts")
         return self._found(self._graphs.num_bytes, "; ".join([*recorded, *self._graphs.refusals]))
 
 

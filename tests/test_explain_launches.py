@@ -57,7 +57,7 @@ def test_the_text_says_it_too(profile: str, capsys: pytest.CaptureFixture[str]) 
 def test_logits_of_many_rows_are_multiplied_by_the_matrix_units(
     profile: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torch has no product of 16-bit operands that writes float32, so its kernel multiplies in float32."""
+    """torch's kernel of 16-bit operands that writes float32 multiplies in float32."""
     assert run(["explain", "--profile", profile, "--json"]) == 0
     sites = [site for site in all_sites(json.loads(capsys.readouterr().out)["sites"]) if site["op"] == "linear"]
     logits = [site for site in sites if site["dtypes"]["y"] == "float32"]

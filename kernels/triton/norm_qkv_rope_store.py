@@ -27,15 +27,15 @@ def norm_qkv_rope_store_triton(
 
 def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     if site.dims["norm"]:
-        return Reason("shape", "norms no heads: a program has no whole one")
+        return Reason("shape", "norms no heads: a program holds no whole one")
     if 2 * site.dim("R") != site.dim("D"):
-        return Reason("shape", "turns whole heads")
+        return Reason("shape", f"turns whole heads of {site.dim('D')}, not {2 * site.dim('R')} of them")
     return product_launch.refuses(site, profile, bucket)
 
 
 def _refuses_launch(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     if launch["block_n"] < 2:
-        return Reason("shape", "takes pairs of outputs")
+        return Reason("shape", "takes outputs in pairs: block_n is at least 2")
     return product_launch.fits(site, profile, launch)
 
 

@@ -3,10 +3,11 @@
 
 A kernel's programs first do what needs no other kernel, then call `joined`, which returns when all that came before in
 the stream is done and can be seen, then `released`: once every program has, or has ended, the next kernel is launched.
+(`large_product` releases first: the kernel behind it may begin while the one before it still runs.)
 
-What may stand before `joined`: reads of constants (weights), and of what was written two kernels ago or earlier (a
-step's lengths and page tables, made before its first layer): the kernel before has joined, so all before that one is
-done. Every program calls both, or a kernel could overtake. CUDA C++ Programming Guide, "Programmatic Dependent Launch
+What may stand before `joined`: reads of constants (weights), and of what was written three kernels ago or earlier (a
+step's lengths and page tables, made before its first layer): of the kernels before, at most two are still under way.
+Every program calls both, or a kernel could overtake. CUDA C++ Programming Guide, "Programmatic Dependent Launch
 and Synchronization".
 
 A launch parameter `pdl` says whether to; elsewhere (AMD, the interpreter) the functions are empty.

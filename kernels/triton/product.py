@@ -19,6 +19,7 @@ from ...ops.state import Pages
 from ...ops.types import Weight
 from .language import INTERPRETED
 from .overlap import options
+from .product_launch import loads_early
 from .product_row import product_row_kernel
 from .product_tile import product_tile_kernel
 
@@ -62,12 +63,14 @@ def product(
     }  # fmt: skip
     tiles = -(-num_outputs // block_n)
     if block_t == 0:
+        assert num_rows == 1, "block_t=0 is of the kernel for one row"
         product_row_kernel[(tiles,)](
             *tensors, y, *places, num_outputs, width, values.stride(0), *numbers, eps,
             TILES=-(-width // block_k) if unrolled else 0, **shared,
         )  # fmt: skip
         return y
-    assert early == 0 or width % (splits * block_k) == 0 == early % block_k, "every share begins with whole blocks"
+    shares = {"splits": splits, "block_k": block_k, "early": early}
+    assert early == 0 or loads_early(width, shares), "every share has whole blocks, and what is loaded early"
     heights = -(-num_rows // block_t)
     size = tiles * heights * splits * ((2 if gated else 1) * block_n + 1) * block_t if splits > 1 else 1
     parts = torch.empty(size, dtype=torch.float32, device=x.device)

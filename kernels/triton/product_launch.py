@@ -68,7 +68,9 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     if launch["block_n"] >= _TCGEN05_ROWS and launch["block_t"] and _shares_operand(site, profile):
         return Reason("shape", f"is no product for tcgen05: fewer than {_TCGEN05_ROWS} outputs a tile")
     if launch.get("unrolled") and site.dim("K") > _UNROLLED_TILES * launch["block_k"]:
-        return Reason("shape", f"is a loop of more than {_UNROLLED_TILES} blocks, which is not unrolled")
+        return Reason("shape", f"unrolls {_UNROLLED_TILES} blocks of K at most, whose loads stay in registers")
+    if launch["early"] and not loads_early(site.dim("K"), launch):
+        return Reason("shape", f"loads {launch['early']} of K early, which not every share of {site.dim('K')} has")
     limit = _limit(profile)
     needed = _on_chip_bytes(site, launch)
     return (
@@ -76,6 +78,12 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
         if needed > limit
         else None
     )
+
+
+def loads_early(width: int, launch: Launch) -> bool:
+    """Whether K falls into equal shares of whole blocks, with what is loaded early in each."""
+    splits, block_k, early = launch["splits"], launch["block_k"], launch["early"]
+    return bool(width % (splits * block_k) == 0 and early % block_k == 0 and splits * early <= width)
 
 
 def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
@@ -115,13 +123,12 @@ def _tile(
     narrowest = _NARROW_ROWS if profile.lane_width == 32 else _MIN_ROWS
     blocks = -(-site.dim("K") // block_k)
     splits = min(splits, blocks)
-    whole = site.dim("K") % (splits * block_k) == 0 and site.dim("K") // splits >= early and early % block_k == 0
+    shares = {"splits": splits, "block_k": block_k, "early": early}
     return {
         "block_t": min(MAX_ROWS, max(narrowest, _power(bucket))),
         "block_n": block_n,
-        "block_k": block_k,
-        "splits": splits,
-        "early": early if whole and overlaps(profile) else 0,
+        **shares,
+        "early": early if loads_early(site.dim("K"), shares) and overlaps(profile) else 0,
         "num_warps": max(1, (128 if block_n * _planes(site) <= 128 else 256) // profile.lane_width),
         "num_stages": min(stages, _MAX_STAGES),
         "pdl": overlaps(profile),

@@ -16,6 +16,7 @@ from .turned import paired, store_turned
 
 @jit()
 def read(pointers, held, EVEN: tl.constexpr):
+    """What lies there; EVEN: all of it is held, so that no mask narrows the load."""
     return tl.load(pointers) if EVEN else tl.load(pointers, mask=held, other=0.0)
 
 

@@ -262,6 +262,18 @@ def test_parts_are_a_choice() -> None:
         decided(normed, made, Policy(choices={"linear": "linear_k"}))
 
 
+def test_a_choice_that_reaches_only_some_sites_of_its_op_says_so() -> None:
+    def both(ops: Any) -> None:
+        normed(ops)
+        ops.linear(x(), weight("head", 16, WIDTH))
+
+    made = kernels(kernel("whole", "norm_linear"), kernel("linear_k", "linear"))
+    choices = {"linear": "linear_k"}
+    (line,) = decided(both, made, Policy(choices=choices)).warnings
+    assert line.startswith("the choice for linear does not reach linear@w: a composite around it is served whole")
+    assert decided(both, made, Policy(choices={**choices, "norm_linear": "parts"})).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("choices", "text"),
     [

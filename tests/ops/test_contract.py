@@ -25,8 +25,8 @@ TRIALS = [
 ]
 NAMED = {
     "add_rms_norm", "all_reduce", "all_reduce_add_norm", "embedding", "gated_linear", "linear", "linear_add",
-    "linear_all_reduce", "norm_linear", "paged_attention", "qkv_rope_store", "rms_norm", "rope", "rotation", "sample",
-    "silu_and_mul", "store_kv",
+    "linear_all_reduce", "norm_linear", "norm_qkv_rope_store", "paged_attention", "qkv_rope_store", "rms_norm", "rope",
+    "rotation", "sample", "silu_and_mul", "store_kv",
 }  # fmt: skip
 
 
@@ -142,6 +142,8 @@ FAULTS = [
     ("linear_add", put(2, normal(2, 3))),
     ("linear_all_reduce", put(0, normal(2, 3))),
     ("norm_linear", put(1, dense("n", normal(3)))),
+    ("norm_qkv_rope_store", put(2, dense("w", normal(7, 136)))),
+    ("norm_qkv_rope_store", put(4, normal(3, 64))),
     ("paged_attention", put(0, normal(2, 3, 128))),
     ("paged_attention", put(0, normal(2, 4, 7))),
     ("qkv_rope_store", put(0, normal(5, 3))),
