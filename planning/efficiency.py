@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,17 +186,17 @@ def _has_products(table: tuned.Table) -> bool:
 
 
 def _points(tables: Iterable[tuned.Table]) -> dict[float, float]:
-    """Intensity -> share of the ceilings of the profile on which the rows were measured, over all sizes: of each site
-    and number of rows the fastest kernel, weighed by its time. Sizes of one number of rows are one point: their
-    intensities differ by a hundredth, and which sizes lie a hundredth further says nothing of the rows."""
+    """Intensity -> share of the ceilings of the profile on which the rows were measured, over all sizes: of each size
+    and number of rows the fastest kernel of any op, weighed by its time. Sizes of one number of rows are one point:
+    their intensities differ by a hundredth, and which lies a hundredth further says nothing of the rows."""
     from ..hwprofiles.reader import load
 
-    fastest: dict[tuple[str, str, str, int], tuple[float, _Product]] = {}
+    fastest: dict[tuple[str, Any, Any, int], tuple[float, _Product]] = {}
     for table in tables:
         own = load(table.profile)
         for row in table.rows:
             found = _product(own, row) if {"N", "K"} <= row.dims.keys() else None
-            key = (table.profile, table.op, str(sorted(row.dims.items())), row.rows)
+            key = (table.profile, row.dims.get("N"), row.dims.get("K"), row.rows)
             if found and (key not in fastest or row.time_us < fastest[key][0]):
                 fastest[key] = row.time_us, found
     by_rows: dict[tuple[str, int], list[tuple[float, _Product]]] = {}
