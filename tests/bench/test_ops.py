@@ -40,7 +40,8 @@ def bench(watch: Stopwatch) -> Bench:
 def test_a_case_has_a_row_for_each_kernel_and_the_library_beside(bench: Bench) -> None:
     selection = Selection("linear", "odd", "linear_torch", torch.float32)
     (base,) = selection.trials()
-    (row,) = bench.case(base, selection.of(base.op))
+    row, refused = bench.case(base, selection.of(base.op))
+    assert refused["kernel"] == "linear_torch_widened", "the library's other product is tried, too"
     assert (row["op"], row["case"], row["dtype"], row["rows"]) == ("linear", "odd", "float32", 17)
     assert (row["library"], row["times_library"], row["error_of"]) == ("linear_torch", 1.0, "case")
     assert 0 < row["min_us"] <= row["time_us"]

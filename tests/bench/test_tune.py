@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ambidex.ops.binding import UNBOUNDED, bind
 from ambidex.ops.contract import Kernel, Policy
 from ambidex.ops.support import bucket_of
 from ambidex.ops.tuned import Tuned, TunedError, timed_dims
+from ambidex.ops.types import Site
 from ambidex.runtime.start import model_sites
 
 CPU = torch.device("cpu")
@@ -132,12 +134,18 @@ def test_rows_of_other_software_are_not_mixed(bench: Bench, tmp_path: Path) -> N
         notes(tuning(bench, tmp_path), GOOD)
 
 
+def with_parts(site: Site) -> Iterator[Site]:
+    yield site
+    for part in site.parts:
+        yield from with_parts(part)
+
+
 def test_every_site_of_a_model_can_be_drawn_as_it_is(bench: Bench) -> None:
     sites = model_sites(None, "float32", bench.place.profile)
     bases = list(of_sites(sites))
     assert {base.op.name for base in bases} >= {"norm_linear", "linear", "rms_norm", "paged_attention", "sample"}
     assert buckets() == [*Policy().buckets, 4096]
-    wanted = [timed_dims(part) for site in sites for part in (site, *site.parts)]
+    wanted = [timed_dims(part) for site in sites for part in with_parts(site)]
     for base in bases:
         if base.case.name.endswith("-8"):
             assert timed_dims(base.site) in wanted
