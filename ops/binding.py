@@ -18,7 +18,7 @@ from difflib import get_close_matches
 
 from ..hwprofiles.schema import Profile
 from . import discovery
-from .bound import BoundOps, BoundSite, Choice
+from .bound import BoundOps, BoundSite, Choice, unreached_line
 from .contract import Kernel, Launch, Op, Policy
 from .launches import Launches, Pick, launch_reason, parse_choice
 from .layouts import PAGES_PHSD, ROW_MAJOR
@@ -227,17 +227,6 @@ class _Binder:
             raise BindingError(f"fallback is forbid and only the reference serves {site.name}: {tried}")
         self.warnings.setdefault(site.name, f"{site.name} runs on its reference: {tried}")
 
-    def note_unbound(self, sites: tuple[Site, ...], bound: tuple[BoundSite, ...]) -> None:
-        """A choice for an op that some of its sites keep, where others lie in composites that are served whole."""
-        names = _bound_names(bound)
-        for key in self.met & self.ops.keys():
-            unbound = sorted({each.name for each in _with_parts(sites) if each.op == key} - names)
-            if unbound:
-                self.warnings[key] = (
-                    f"the choice for {key} does not reach {', '.join(unbound)}: a composite around it is served whole "
-                    f"(choose `parts` for the composite)"
-                )
-
     def check_choices(self, sites: tuple[Site, ...]) -> None:
         for key in sorted(set(self.choices) - self.met):
             known = {name for site in _with_parts(sites) for name in (site.name, site.op)}
@@ -252,10 +241,6 @@ class _Binder:
                 f"{key} is never bound on its own: a composite around it is served whole, or all its sites have "
                 f"choices of their own (choose `parts` for the composite to bind {key})"
             )
-
-
-def _bound_names(entries: Iterable[BoundSite]) -> set[str]:
-    return {name for entry in entries for name in (entry.site.name, *_bound_names(entry.parts))}
 
 
 def _parsed(key: str, text: str) -> tuple[str, Launch]:
@@ -302,7 +287,7 @@ def bind(
     demands = binder.settle(sites)
     bound = tuple(binder.place(site, demands) for site in sites)
     binder.check_choices(sites)
-    binder.note_unbound(sites, bound)
+    unreached = [line for key in sorted(binder.met & found_ops.keys()) if (line := unreached_line(key, bound))]
     return Binding(
         profile,
         binder.policy,
@@ -310,5 +295,5 @@ def bind(
         {name: demand for name, demand in demands.items() if isinstance(demand, Layout)},
         {name: demand for name, demand in demands.items() if isinstance(demand, PageDemand)},
         BoundOps(bound, found_ops, found_kernels),
-        tuple(binder.warnings.values()),
+        (*binder.warnings.values(), *unreached),
     )

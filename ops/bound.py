@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,6 +33,27 @@ class BoundSite:
     site: Site
     choices: tuple[Choice, ...]
     parts: tuple[BoundSite, ...]
+
+
+def unreached_line(op: str, bound: Iterable[BoundSite]) -> str | None:
+    """Which sites of an op no choice for it reaches, because composites around them are served whole; None: all are."""
+    hidden = sorted(set(_hidden(op, bound)))
+    if not hidden:
+        return None
+    around = "a composite around it is served whole (choose `parts` for the composite)"
+    return f"the choice for {op} does not reach {', '.join(hidden)}: {around}"
+
+
+def _hidden(op: str, bound: Iterable[BoundSite]) -> Iterator[str]:
+    for entry in bound:
+        yield from _hidden(op, entry.parts)
+        if any(choice.chosen != "parts" for choice in entry.choices):
+            yield from _named(op, entry.site.parts)
+
+
+def _named(op: str, sites: Iterable[Site]) -> Iterator[str]:
+    for site in sites:
+        yield from [site.name] if site.op == op else _named(op, site.parts)
 
 
 class BoundOp:

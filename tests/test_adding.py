@@ -153,7 +153,7 @@ params = SamplingParams(temperature=0, max_tokens=12)
 models = [LLM(name, max_model_len=64, progress=False) for name in ({str(tmp_path)!r}, None)]
 texts = [llm.generate("import os", params)[0].outputs[0].token_ids for llm in models]
 sites = {{site["name"]: site["dims"] for site in models[0].manifest()["sites"]}}
-print(texts[0] == texts[1], sites["norm_linear@layers.*.qkv"]["bias"])
+print(texts[0] == texts[1], sites["norm_qkv_rope_store@kv"]["bias"])
 """
     assert run(house, code).split() == ["True", "True"]
 
