@@ -122,24 +122,27 @@ def _matches(site: Plain, pattern: str) -> bool:
     return own or any(_matches(part, pattern) for part in site["parts"])
 
 
-def site_lines(site: Plain, depth: int = 0) -> Iterator[str]:
-    """A site, who serves which rows of it, who is refused and why; then its parts, indented."""
-    margin = "  " * depth
+def site_lines(site: Plain, depth: int = 0, reached: Sequence[int] | None = None) -> Iterator[str]:
+    """A site, who serves which rows of it, who is refused and why; then its parts, indented. reached: the buckets that
+    come to it, of a part those in which the whole is served by parts; None: all."""
+    margin, places = "  " * depth, range(len(site["choices"])) if reached is None else reached
+    choices = [site["choices"][place] for place in places]
     dtypes = sorted(set(site["dtypes"].values()))
     repeated = f" × {site['num_layers']} layers" if site["num_layers"] > 1 else ""
     yield wrapped(f"{margin}{site['name']}  ", f"[{', '.join(dtypes)}]{repeated}")
-    for choices in _merged(site["choices"], _outcome):
-        launch = " ".join(f"{name}={value}" for name, value in choices[0]["launch"].items())
-        source = f" ({choices[0]['launch_source']}: {launch})" if launch else ""
-        yield wrapped(f"{margin}  {_rows(site, choices).ljust(9)} → ", f"{choices[0]['chosen']}{source}")
-    for name, spans in _refusals(site).items():
+    for alike in _merged(choices, _outcome):
+        launch = " ".join(f"{name}={value}" for name, value in alike[0]["launch"].items())
+        source = f" ({alike[0]['launch_source']}: {launch})" if launch else ""
+        yield wrapped(f"{margin}  {_rows(site, alike).ljust(9)} → ", f"{alike[0]['chosen']}{source}")
+    for name, spans in _refusals(site, choices).items():
         for reason, where in spans.items():
-            scope = "" if where == _rows(site, site["choices"]) else f" (rows {where})"
+            scope = "" if where == _rows(site, choices) else f" (rows {where})"
             yield wrapped(f"{margin}    ✗ {name}: ", f"{reason}{scope}")
-    if not any(choice["refused"] or choice["chosen"] not in ("reference", "parts") for choice in site["choices"]):
+    if not any(choice["refused"] or choice["chosen"] not in ("reference", "parts") for choice in choices):
         yield f"{margin}    no kernel of this op exists"
+    by_parts = [place for place in places if site["choices"][place]["chosen"] == "parts"]
     for part in site["parts"]:
-        yield from site_lines(part, depth + 1)
+        yield from site_lines(part, depth + 1, by_parts)
 
 
 def _outcome(choice: Plain) -> tuple[str, str, str]:
@@ -168,13 +171,11 @@ def _rows(site: Plain, choices: Sequence[Plain]) -> str:
     return f"{first}–{last}" if last > first else str(first)
 
 
-def _refusals(site: Plain) -> dict[str, dict[str, str]]:
-    """Kernel -> reason (code and text) -> the rows for which it holds."""
+def _refusals(site: Plain, choices: Sequence[Plain]) -> dict[str, dict[str, str]]:
+    """Kernel -> reason (code and text) -> the rows for which it holds, of the buckets that come to the site."""
     found: dict[str, dict[str, list[Plain]]] = {}
-    for choice in site["choices"]:
+    for choice in choices:
         for name, reason in choice["refused"].items():
             text = f"{reason['code']}: {reason['text']}"
             found.setdefault(name, {}).setdefault(text, []).append(choice)
-    return {
-        name: {reason: _rows(site, choices) for reason, choices in reasons.items()} for name, reasons in found.items()
-    }
+    return {name: {reason: _rows(site, where) for reason, where in reasons.items()} for name, reasons in found.items()}
