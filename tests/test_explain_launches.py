@@ -65,3 +65,19 @@ def test_logits_of_many_rows_are_multiplied_by_the_matrix_units(
     assert {choice["chosen"] for site in logits for choice in site["choices"]} == {
         "linear_triton", "linear_triton_large"
     }  # fmt: skip
+
+
+def test_of_parts_only_the_rows_that_come_to_them_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "--profile", "nvidia-h200-sxm", "--site", "norm_qkv_rope_store@*"]) == 0
+    text = capsys.readouterr().out
+    whole, parts = text.split("  norm_linear@")
+    assert "1         → norm_qkv_rope_store_triton" in whole
+    arrows = [line.split("→")[0].strip() for line in parts.splitlines() if "→" in line]
+    assert set(arrows) == {"65+"}
+
+
+def test_a_lone_request_leaves_room_on_chip_beside_its_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "--profile", "nvidia-h200-sxm", "--site", "paged_attention@*", "--json"]) == 0
+    (site,) = json.loads(capsys.readouterr().out)["sites"]
+    stages = [choice["launch"]["stages"] for choice in site["choices"]]
+    assert stages == [stages[1] - 1, *[stages[1]] * (len(stages) - 1)]

@@ -14,7 +14,7 @@ from ...ops.types import Determinism, Weight
 from . import large_launch
 from .large_product import large_product
 from .product import product
-from .product_launch import MAX_ROWS, configurations, fits, invariant_launch, launch, refuses
+from .product_launch import MAX_ROWS, configurations, fits, fits_rows, invariant_launch, launch, refuses
 
 _DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -44,6 +44,6 @@ KERNELS = (
     ),
     Kernel(
         "linear_triton_invariant", op="linear", language="triton", run=linear_triton, dtypes=_DTYPES,
-        determinism=Determinism.BATCH, priority=5, refuses=refuses, launch=invariant_launch, refuses_launch=fits,
+        determinism=Determinism.BATCH, priority=5, refuses=refuses, launch=invariant_launch, refuses_launch=fits_rows,
     ),
 )  # fmt: skip

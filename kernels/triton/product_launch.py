@@ -80,6 +80,13 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     )
 
 
+def fits_rows(site: Site, profile: Profile, launch: Launch) -> Reason | None:
+    """`fits`, of a kernel that serves any number of rows."""
+    if launch["block_t"] == 0:
+        return Reason("rows", "block_t=0 is of the kernel for one row")
+    return fits(site, profile, launch)
+
+
 def loads_early(width: int, launch: Launch) -> bool:
     """Whether K falls into equal shares of whole blocks, with what is loaded early in each."""
     splits, block_k, early = launch["splits"], launch["block_k"], launch["early"]

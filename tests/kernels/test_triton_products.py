@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ambidex.cli import run
 from ambidex.hwprofiles.reader import load
 from ambidex.kernels.triton import product_launch
 from ambidex.kernels.triton.product import product
@@ -55,6 +56,12 @@ def test_no_row_of_another_shape_brings_a_launch_that_does_not_fit_this_one(prof
                     early += 1
                     assert product_launch.loads_early(width, choice.launch), (entry.site.name, choice)
     assert early > len(SHAPES)
+
+
+def test_the_kernel_for_one_row_is_no_launch_of_one_for_any_number(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = "norm_linear@embed=norm_linear_triton_invariant{block_t=0}"
+    assert run(["explain", "--profile", "nvidia-h200-sxm", "--kernel", choice]) == 9
+    assert "block_t=0 is of the kernel for one row" in capsys.readouterr().err
 
 
 def test_a_launch_that_does_not_fit_is_an_error_and_no_wrong_sum() -> None:

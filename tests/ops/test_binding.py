@@ -272,6 +272,9 @@ def test_a_choice_that_reaches_only_some_sites_of_its_op_says_so() -> None:
     (line,) = decided(both, made, Policy(choices=choices)).warnings
     assert line.startswith("the choice for linear does not reach linear@w: a composite around it is served whole")
     assert decided(both, made, Policy(choices={**choices, "norm_linear": "parts"})).warnings == ()
+    some = kernels(kernel("whole", "norm_linear", max_rows=8), kernel("linear_k", "linear"))
+    (line,) = decided(both, some, Policy(choices=choices)).warnings
+    assert "linear@w" in line, "of few rows the composite is served whole"
 
 
 @pytest.mark.parametrize(

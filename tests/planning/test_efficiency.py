@@ -91,6 +91,15 @@ def test_a_step_of_more_requests_takes_no_less() -> None:
     assert (np.diff(took) > 0).all()
 
 
+def test_a_size_that_two_ops_have_measured_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile, tables = load("nvidia-h200-sxm"), tuned.tables()
+    before = efficiency(profile).curves["product"]
+    again = [replace(table, op=f"{table.op}_again") for table in tables if table.op == "norm_linear"]
+    assert again
+    monkeypatch.setattr("ambidex.ops.tuned.tables", lambda: (*again, *tables))
+    assert efficiency(profile).curves["product"].shares == pytest.approx(before.shares)
+
+
 def test_of_the_kernels_that_were_measured_the_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     profile, tables = load("nvidia-h200-sxm"), tuned.tables()
     before = efficiency(profile).curves["product"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -301,6 +302,17 @@ def test_where_they_do_not_fit_to_leave_them_out_is_a_cure() -> None:
 def test_the_graphs_line_names_both_kinds() -> None:
     lines = decide_for(Options(max_num_seqs=20), load("nvidia-h200-sxm")).ledger.lines()
     assert any("6 sizes up to 20 requests, 35 for steps that read up to 1,024 tokens, " in line for line in lines)
+
+
+def test_prompts_graphs_count_where_the_other_steps_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    holdings = build_measured(decide(Options(device="cpu", max_num_seqs=2))).holdings
+    graphs = holdings._graphs
+    assert graphs is not None
+    monkeypatch.setattr(graphs, "refusal", "this device records no such step")
+    assert holdings.measured()["graphs"] == (0, "this device records no such step")
+    monkeypatch.setattr(graphs, "prompts", SimpleNamespace(replays=[SimpleNamespace(num_bytes=7)], refusal=None))
+    found = holdings.measured()["graphs"]
+    assert (found.num_bytes, "1 for prompts" in found.note) == (7, True)
 
 
 def test_what_is_not_measured_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
