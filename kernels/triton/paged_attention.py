@@ -23,25 +23,15 @@ from typing import Any
 
 import torch
 
-from ...hwprofiles.schema import Profile
 from ...ops.contract import Kernel, Launch
 from ...ops.state import Attending, Pages
-from ...ops.types import Determinism, Reason, Site
-from . import prefill_launch
+from ...ops.types import Determinism
+from .attention_launch import launch, of_prefill, padded, refuses, shared_launch
 from .language import INTERPRETED, jit, tl
-from .overlap import overlaps
 from .paged_decode import attended, decode
 from .paged_prefill import prefill
 
-_MIN_TILE = 16  # the least that tl.dot takes on any axis
 _MIN_SPLIT = 256  # keys: shorter splits cost more in combining than they gain in programs
-_MIN_SPLITS, _MAX_SPLITS = 8, 64  # bounds of what the profile's units ask for
-_DECODE_TILE_BYTES = 8192  # of keys: three stages of keys and values leave room for four programs a unit
-_DECODE_STAGES = 5
-_PREFILL = "prefill_"  # begins the names of prefill's own launch parameters
-_PROGRAMS_PER_UNIT = 8  # of the decode grid: enough to even out requests of different lengths
-_DEFAULT_UNITS = 64
-_DEFAULT_ON_CHIP_KIB = 48  # where a profile does not say: what every GPU has
 
 
 @jit(do_not_specialize=["table_stride"])
@@ -173,7 +163,7 @@ def _call(q: torch.Tensor, pages: Pages, attending: Attending, y: torch.Tensor, 
     assert k.stride(3) == 1, "a head's values lie side by side"
     log2e = math.log2(math.e)
     sizes = {
-        "GROUP": q.shape[1] // k.shape[2], "D": q.shape[2], "BLOCK_D": _padded(q.shape[2]),
+        "GROUP": q.shape[1] // k.shape[2], "D": q.shape[2], "BLOCK_D": padded(q.shape[2]),
         "PAGE_SIZE": pages.page_size, "WINDOW": pages.group.window, "CAPPED": softcap > 0,
         "UPCAST": INTERPRETED and q.dtype == torch.bfloat16,  # the interpreter takes bfloat16 operands for integers
     }  # fmt: skip
@@ -197,7 +187,7 @@ def _decode(call: _Call, keys: int, warps: int, stages: int, programs: int, max_
     sharing = min(most_splits, -(-programs // (call.num_requests * call.groups)))
     _paged_attention_decode_kernel[(call.num_requests, call.groups, sharing)](
         *call.tensors, sums, facts, *call.strides, *call.scales, **call.sizes, **splitting,
-        BLOCK_M=_padded(call.group), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        BLOCK_M=padded(call.group), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     if most_splits == 1:
         return
@@ -207,109 +197,21 @@ def _decode(call: _Call, keys: int, warps: int, stages: int, programs: int, max_
     )
 
 
-def _prefill(call: _Call, launch: Launch) -> None:
+def _prefill(call: _Call, own: Launch) -> None:
     prefill(
-        call.tensors, call.num_requests, call.groups, call.strides, call.scales, call.sizes, **_of_prefill(launch)
+        call.tensors, call.num_requests, call.groups, call.strides, call.scales, call.sizes, **of_prefill(own)
     )  # fmt: skip
-
-
-def _of_prefill(launch: Launch) -> dict[str, Any]:
-    """The parameters of prefill's own launch among those of a call."""
-    return {name.removeprefix(_PREFILL): value for name, value in launch.items() if name.startswith(_PREFILL)}
-
-
-def _named(launch: Launch) -> Launch:
-    return {_PREFILL + name: value for name, value in launch.items()}
-
-
-def _power(size: int) -> int:
-    return 1 << (size - 1).bit_length()
-
-
-def _padded(size: int) -> int:
-    return max(_MIN_TILE, _power(size))
-
-
-def _shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    """Of the kernel whose programs share evenly."""
-    units = profile.compute.units or _DEFAULT_UNITS
-    keys, itemsize = 64, site.dtypes["x"].itemsize
-    row_bytes, rows = _padded(site.dim("D")) * itemsize, _padded(site.dim("H") // site.dim("G"))
-    while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
-        keys //= 2
-    stages = _stages(_DECODE_STAGES - 1, rows, keys, row_bytes, _on_chip_limit(profile) // 2)
-    # To find its page takes a tile a stage of its own; a lone request gains more by room for the next kernel.
-    stages += stages > 2 and bucket > 1
-    return {
-        "keys": keys,
-        "warps": max(1, 128 // profile.lane_width),
-        "stages": stages,
-        "programs": 2 * units,
-        "pdl": overlaps(profile),
-        **_named(prefill_launch.launch(site, profile, bucket)),
-    }
-
-
-def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    """What follows from the heads and the profile alone, so the same in every bucket."""
-    itemsize, units = site.dtypes["x"].itemsize, profile.compute.units or _DEFAULT_UNITS
-    row_bytes = _padded(site.dim("D")) * itemsize
-    limit = _on_chip_limit(profile)
-    decode_rows, decode_limit = _padded(site.dim("H") // site.dim("G")), limit // 2  # two programs a unit, or more
-    decode_keys = min(64, max(_MIN_TILE, _DECODE_TILE_BYTES // row_bytes))
-    while decode_keys > _MIN_TILE and _tile_bytes(decode_rows, decode_keys, row_bytes, 3) > decode_limit:
-        decode_keys //= 2
-    splits = max(1, 2 * units // site.dim("G"))
-    return {
-        "decode_keys": decode_keys,
-        "decode_warps": max(1, 128 // profile.lane_width),
-        "decode_stages": _stages(_DECODE_STAGES, decode_rows, decode_keys, row_bytes, decode_limit),
-        "decode_programs": _PROGRAMS_PER_UNIT * units,
-        "max_splits": min(_MAX_SPLITS, max(_MIN_SPLITS, _power(splits + 1) // 2)),
-        **_named(prefill_launch.invariant_launch(site, profile, bucket)),
-    }
-
-
-def _on_chip_limit(profile: Profile) -> int:
-    return int((profile.on_chip.shared_memory_per_block_kib or _DEFAULT_ON_CHIP_KIB) * 1024)
-
-
-def _stages(most: int, rows: int, keys: int, row_bytes: int, limit: int) -> int:
-    fitting = (stages for stages in range(most, 1, -1) if _tile_bytes(rows, keys, row_bytes, stages) <= limit)
-    return next(fitting, 1)
-
-
-def _tile_bytes(rows: int, keys: int, row_bytes: int, stages: int) -> int:
-    """The most on-chip memory that a tile takes: the queries, keys and values of all stages but the one at work, and
-    the weights between the two products."""
-    return rows * row_bytes + 2 * max(stages - 1, min(stages, 2)) * keys * row_bytes + 4 * rows * keys
-
-
-def on_chip_bytes(site: Site, launch: Launch) -> int:
-    """What the larger of the two tiles takes."""
-    row_bytes, group = _padded(site.dim("D")) * site.dtypes["x"].itemsize, site.dim("H") // site.dim("G")
-    decode = _tile_bytes(_padded(group), launch["decode_keys"], row_bytes, launch["decode_stages"])
-    return max(decode, prefill_launch.on_chip_bytes(site, _of_prefill(launch)))
-
-
-def _refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
-    if site.dims["ancestors"]:
-        return Reason("shape", "sees no trees of draft tokens")
-    needed, limit = on_chip_bytes(site, _launch(site, profile, bucket)), _on_chip_limit(profile)
-    if needed > limit:
-        return Reason("on_chip_bytes", f"needs {needed:,} bytes a block, {profile.name} has {limit:,}")
-    return None
 
 
 KERNELS = (
     Kernel(
         "paged_attention_triton", op="paged_attention", language="triton", run=paged_attention_triton,
-        determinism=Determinism.RUN, priority=50, refuses=_refuses, launch=_shared_launch,
+        determinism=Determinism.RUN, priority=50, refuses=refuses, launch=shared_launch,
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
     Kernel(
         "paged_attention_triton_invariant", op="paged_attention", language="triton",
-        run=paged_attention_triton_invariant, determinism=Determinism.BATCH, priority=45, refuses=_refuses,
-        launch=_launch, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+        run=paged_attention_triton_invariant, determinism=Determinism.BATCH, priority=45, refuses=refuses,
+        launch=launch, dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     ),
 )  # fmt: skip

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
-from ambidex.kernels.triton import paged_attention, qkv_rope_store  # noqa: E402 - of no use without triton
+from ambidex.kernels.triton import attention_launch, paged_attention, qkv_rope_store  # noqa: E402 - of no use without triton
 
 TARGETS = {
     "nvidia-h200-sxm": ("cuda", 90, "mma"),
@@ -91,7 +91,7 @@ def test_attention_fits_without_spills_and_multiplies_in_matrix_instructions(pro
     ]  # fmt: skip
     limit = load(profile_name).on_chip.shared_memory_per_block_kib
     assert limit is not None
-    assert max(each.metadata.shared for each in made) <= paged_attention.on_chip_bytes(where, launch) <= limit * 1024
+    assert max(each.metadata.shared for each in made) <= attention_launch.on_chip_bytes(where, launch) <= limit * 1024
     assert [spilled_bytes(each, tmp_path) for each in made] == [0, 0]
     assert TARGETS[profile_name][2] in (made[0].asm.get("ptx") or made[0].asm["amdgcn"])
 
@@ -129,7 +129,7 @@ def test_a_launch_fits_the_profile_or_is_refused(
     where, profile = site(groups * group, groups, size, dtype), load(profile_name)
     assert KERNEL.refuses is not None
     assert profile.on_chip.shared_memory_per_block_kib is not None
-    fits = paged_attention.on_chip_bytes(where, launched(where, profile_name)) <= (
+    fits = attention_launch.on_chip_bytes(where, launched(where, profile_name)) <= (
         profile.on_chip.shared_memory_per_block_kib * 1024
     )
     reason = KERNEL.refuses(where, profile, 1)
