@@ -84,7 +84,7 @@ def _work(
 
 def _short(site: Site) -> str:
     """qkv, mlp, attention: the place in a layer where it tells, else the op."""
-    role = max(site.weights, key=lambda weight: weight.num_bytes).role if site.weights else site.op
+    role = site.weights[0].role if site.weights else site.op
     return role.removeprefix("layers.*.")
 
 

@@ -97,6 +97,15 @@ def test_cost_is_positive_and_grows_with_the_work(trial: Trial) -> None:
     assert once.num_bytes >= trial.site.weight_bytes * (trial.op.name != "embedding")
 
 
+def test_a_product_that_stores_costs_what_its_parts_compute_and_moves_less() -> None:
+    site = first_trial("norm_qkv_rope_store").site
+    work = Work(rows=3)
+    whole = OPS["norm_qkv_rope_store"].cost(site, work)
+    parts = [OPS[part.op].cost(part, work) for part in site.parts]
+    assert whole.num_operations == sum(each.num_operations for each in parts)
+    assert whole.num_bytes == parts[0].num_bytes < sum(each.num_bytes for each in parts)
+
+
 def test_the_cost_of_a_product_is_its_weight_its_operands_and_two_operations_a_term() -> None:
     weight = dense("w", normal(6, 4).bfloat16())
     site = Trial(

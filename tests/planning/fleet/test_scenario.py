@@ -157,6 +157,10 @@ def test_a_thousand_workers_are_not_refused() -> None:
     scenario, _ = read_scenario("million")
     wanted = footprint(scenario, build.plan_replicas(scenario), scenario.requests or 0)
     assert 2 * 2**30 < wanted < 4 * 2**30
+    replicas, requests = build.plan_replicas(scenario), scenario.requests or 0
+    check_footprint(scenario, replicas, requests, limit_bytes=int(wanted) + 1)
+    with pytest.raises(ConfigError, match="simulate fewer"):
+        check_footprint(scenario, replicas, requests, limit_bytes=int(wanted) - 1)
 
 
 def test_workers_that_scaling_may_rent_are_counted() -> None:
