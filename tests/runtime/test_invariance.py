@@ -124,20 +124,11 @@ ARRIVALS = st.builds(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(arrivals=st.lists(ARRIVALS, min_size=3, max_size=7))
-def test_bits_depend_on_the_request_alone(fleet: Fleet, arrivals: list[Arrival]) -> None:
-    alone = [rows for each in arrivals for rows in run(fleet.alone, [replace(each, step=0)])]
-    in_order = sorted(range(len(arrivals)), key=lambda index: arrivals[index].step)
-    numbers = np.cumsum([0, *(each.params.n for each in arrivals)])
-    order = [number for index in in_order for number in range(numbers[index], numbers[index + 1])]
-    for name, owner in fleet.engines.items():
-        assert run(owner, arrivals) == [alone[number] for number in order], name
-
-
 def test_a_load_for_which_every_way_is_gone(fleet: Fleet) -> None:
-    """The test above says something: prefixes are found, requests preempted, prompts cut, steps replayed."""
-    new = range(41, 9, -1)  # nothing that the test above may have left in the prefix caches begins like it
+    """The test below says something: prefixes are found, requests preempted, prompts cut, steps replayed.
+
+    It comes first: how long answers become is learned, and so who is let in when."""
+    new = range(41, 9, -1)
     prompts = [(*new, 90), (70,) * 14, (71,) * 14, (*new, 91), (72,) * 15, (73,) * 13]
     params = SamplingParams(max_tokens=24, temperature=0.8, ignore_eos=True, logprobs=2, seed=3)
     arrivals = [
@@ -151,8 +142,8 @@ def test_a_load_for_which_every_way_is_gone(fleet: Fleet) -> None:
         after = owner.counters()
         gained[name] = {field: getattr(after, field) - getattr(before, field) for field in after.__struct_fields__}
     assert gained["plain"]["cached_prompt_tokens"] > gained["no-prefixes"]["cached_prompt_tokens"] > 0
-    assert fleet.engines["preempting"].counters().preemptions > 0  # in either test: admission learns from them
-    assert fleet.engines["preempting-overlap"].counters().preemptions > 0  # in either test: admission learns from them
+    assert fleet.engines["preempting"].counters().preemptions > 0
+    assert fleet.engines["preempting-overlap"].counters().preemptions > 0
     assert gained["plain"]["preemptions"] == 0
     assert gained["one-slot"]["steps"] > gained["chunks-of-16"]["steps"] > gained["plain"]["steps"]
     assert gained["paced"]["steps"] > gained["plain"]["steps"]
@@ -161,3 +152,14 @@ def test_a_load_for_which_every_way_is_gone(fleet: Fleet) -> None:
     assert all(each.refusal is None and each.num_captured > 0 for name, each in graphs.items() if each), {
         name: each.refusal for name, each in graphs.items() if each
     }
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(arrivals=st.lists(ARRIVALS, min_size=3, max_size=7))
+def test_bits_depend_on_the_request_alone(fleet: Fleet, arrivals: list[Arrival]) -> None:
+    alone = [rows for each in arrivals for rows in run(fleet.alone, [replace(each, step=0)])]
+    in_order = sorted(range(len(arrivals)), key=lambda index: arrivals[index].step)
+    numbers = np.cumsum([0, *(each.params.n for each in arrivals)])
+    order = [number for index in in_order for number in range(numbers[index], numbers[index + 1])]
+    for name, owner in fleet.engines.items():
+        assert run(owner, arrivals) == [alone[number] for number in order], name
