@@ -1,9 +1,10 @@
 """How the products of many rows are launched: defaults from a profile's numbers, and what is worth timing.
 
 A tile of y is as large as its sums fit the registers (128 x 256, in two halves if a weight is gated), and as many
-stages of x and W as fit on chip. `matrix_instr_nonkdim`, `waves_per_eu` and `kpack` are options of AMD's compiler: the
-narrower matrix instruction leaves registers, and an operand is packed twice as wide where the instruction takes four of
-K at a time.
+stages of x and W as fit on chip. Of some hundred rows such tiles would leave units idle while the weights' bytes count:
+there they are narrower, and where those are still too few, K falls into shares. `matrix_instr_nonkdim`, `waves_per_eu`
+and `kpack` are options of AMD's compiler: the narrower matrix instruction leaves registers, and an operand is packed
+twice as wide where the instruction takes four of K at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from .overlap import overlaps
 from .rms_norm import MAX_WIDTH
 
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
-_MIN_STAGES, _MAX_STAGES = 2, 4
+_MIN_STAGES, _MAX_STAGES = 2, 8
+_FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
+_MIN_SHARE = 2048  # of K: less is sooner read than shared
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
@@ -32,6 +35,9 @@ _SQUARE: _Tile = (128, 128, 64, 256, 1, 1)
 _PAIRED: _Tile = (128, 128, 64, 128, 2, 2)  # two programs of a unit: the one's epilogue runs beside the other's loop
 _HUGE: _Tile = (256, 256, 64, 512, 1, 1)  # for 64 KiB, of which a tile in one stage takes all
 _BROAD: _Tile = (256, 128, 64, 512, 1, 1)
+_NARROW: _Tile = (128, 64, 64, 128, 1, 1)
+_DEEP: _Tile = (128, 64, 128, 128, 1, 1)
+_LOW: _Tile = (64, 64, 128, 128, 1, 1)
 _PLAIN: _Tile = (64, 64, 32, 256, 1, 1)  # float32 multiplies outside the matrix units of NVIDIA
 _SMALLEST: _Tile = (32, 32, 16, 128, 1, 1)
 
@@ -65,47 +71,77 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
 
 def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """Of every tile that fits, the two deepest in two orders; the default first. The smallest tile fits everywhere."""
-    tiles = _tiles(site, profile, bucket)
-    fitting = [tile for tile in tiles if fits(site, profile, _made(site, profile, tile, _MIN_STAGES, 8)) is None]
-    for tile in fitting or [_SMALLEST]:
-        made = [_made(site, profile, tile, stages, 8) for stages in range(_MAX_STAGES, _MIN_STAGES - 1, -1)]
-        deepest = [launch for launch in made if fits(site, profile, launch) is None][:2]
-        for launch, group_t in every(deepest, (8, 4)):
+    for tile in [each for each in _tiles(site, profile, bucket) if _deepest(site, profile, bucket, each)] or [
+        _SMALLEST
+    ]:
+        for launch, group_t in every(_deepest(site, profile, bucket, tile), (8, 4)):
             yield {**launch, "group_t": group_t}
 
 
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
+    """First what fills the units: the widest as it is, or else the narrowest with shares of K."""
     if site.dtypes["x"].itemsize > 2:
         return (_PLAIN,)
+    widest, others = _sizes(site, profile, bucket)
+    enough = _FILLED * (profile.compute.units or _DEFAULT_UNITS)
+    tiles = {tile: _num_tiles(site, bucket, tile) for tile in widest}
+    whole = [tile for tile, number in tiles.items() if number >= enough]
+    narrowest = [*reversed(widest)]
+    shared = [each for each in narrowest if tiles[each] * _num_shares(site, profile, bucket, each) >= enough]
+    return tuple(dict.fromkeys([*whole, *shared, *narrowest, *others]))
+
+
+def _sizes(site: Site, profile: Profile, bucket: int) -> tuple[list[_Tile], list[_Tile]]:
+    """Tiles of 16-bit values, the widest first; and what else is worth timing."""
     if "mfma" in profile.capabilities:
-        return (_BROAD, _HUGE, _SQUARE) if _planes(site) == 1 else (_SQUARE,)
-    units = profile.compute.units or _DEFAULT_UNITS
-    most_tiles = -(-bucket // _WIDE[0]) * -(-site.dim("N") // _WIDE[1])
-    return (_WIDE, _TALL, _SQUARE, _PAIRED) if most_tiles >= units else (_SQUARE, _PAIRED, _WIDE)
+        return ([_BROAD, _SQUARE], [_HUGE]) if _planes(site) == 1 else ([_SQUARE], [])
+    if bucket <= _LOW[0]:
+        return [_LOW], [_NARROW]
+    return [_WIDE, _SQUARE, _NARROW], [_TALL, _PAIRED, _DEEP]
 
 
-def _made(site: Site, profile: Profile, tile: _Tile, stages: int, group_t: int) -> Launch:
+def _deepest(site: Site, profile: Profile, bucket: int, tile: _Tile) -> list[Launch]:
+    """With the most stages that fit a unit beside one another, and one less; none where two do not."""
+    made = [_made(site, profile, bucket, tile, stages) for stages in range(_MAX_STAGES, _MIN_STAGES - 1, -1)]
+    room, per_unit = _limit(profile), tile[-1]
+    return [launch for launch in made if per_unit * on_chip_bytes(site, profile, launch) <= room][:2]
+
+
+def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -> Launch:
     rows, outputs, width, threads, parts, per_unit = tile
     described = _described(site, profile)
-    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster.
+    shares = _num_shares(site, profile, bucket, tile)
+    programs = (profile.compute.units or _DEFAULT_UNITS) * per_unit
+    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster; of one tile a program, too,
+    # but for tcgen05 the compiler keeps only flat loops in registers.
     flat = described and (_planes(site) == 1 or site.dtypes["x"].itemsize > 2)
-    units = profile.compute.units or _DEFAULT_UNITS
     return {
         "block_t": rows,
         "block_n": outputs // _planes(site),
         "block_k": width,
-        "group_t": group_t,
-        "programs": units * per_unit,
+        "group_t": 8,
+        "programs": programs,
         "slices": profile.on_chip.l2_slices or 1,
+        "shares": shares,
         "parts": parts,
         "described": described,
-        "flat": flat,
+        "flat": flat and (_num_tiles(site, bucket, tile) > programs or "tcgen05" in profile.capabilities),
         "pdl": overlaps(profile),
         "num_warps": warps(threads, profile),
         "num_stages": stages,
         **({"norm_warps": warps(_NORM_THREADS, profile)} if _normed(site) else {}),
         **amd_options(profile, waves_per_unit=0),
     }
+
+
+def _num_shares(site: Site, profile: Profile, bucket: int, tile: _Tile) -> int:
+    """Into so many K falls, where whole tiles leave too many units without one."""
+    units, tiles = profile.compute.units or _DEFAULT_UNITS, _num_tiles(site, bucket, tile)
+    return 1 if tiles >= _FILLED * units else max(1, min(units // tiles, site.dim("K") // _MIN_SHARE))
+
+
+def _num_tiles(site: Site, bucket: int, tile: _Tile) -> int:
+    return -(-bucket // tile[0]) * -(-site.dim("N") // tile[1])
 
 
 def amd_options(profile: Profile, waves_per_unit: int) -> Launch:

@@ -11,6 +11,9 @@ with zeros beyond an edge and leave out what lies there; elsewhere by pointers a
 into one loop: loads of the next tile are under way while this one's epilogue runs. The epilogue works in PARTS slices
 of columns: less to hold at once in registers and on chip.
 
+Where tiles are fewer than programs, K falls into SHARES of whole blocks, each a program's. A tile's last program to
+arrive adds up all shares in their order: the same bits in every run.
+
 Letters: T rows of x, N outputs, K contraction.
 """
 
@@ -24,6 +27,7 @@ import torch
 from ...ops.types import Weight
 from .language import INTERPRETED, jit, tl
 from .overlap import joined, options, released
+from .product import NUM_COUNTERS, counters
 from .rms_norm import rms_norm_triton
 
 _ALIGNED_BYTES = 16  # what tensor descriptors ask of a tensor's start and row stride
@@ -80,12 +84,42 @@ def _finished(
         tl.store(y + rows[:, None] * y_stride + columns[None, :], y_TN.to(y.dtype.element_ty), mask=held)
 
 
+@jit()
+def _stored(
+    y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ADDED: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """A tile's epilogue in PARTS slices."""
+    COLUMNS: tl.constexpr = BLOCK_N // PARTS
+    if PARTS == 1:
+        _finished(
+            y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+            BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+        )  # fmt: skip
+    else:
+        left_TN, right_TN = _halves(y_TN, BLOCK_T, COLUMNS)
+        left_up_TN, right_up_TN = left_TN, right_TN
+        if GATED:
+            left_up_TN, right_up_TN = _halves(up_TN, BLOCK_T, COLUMNS)
+        _finished(
+            left_TN, left_up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride,
+            y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+        )  # fmt: skip
+        _finished(
+            right_TN, right_up_TN, bias_ptr, residual, y, row, output + COLUMNS, num_rows, num_outputs,
+            residual_stride, y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+        )  # fmt: skip
+
+
 @jit(do_not_specialize=["num_rows"])
 def _large_product_kernel(
-    x, weight, bias_ptr, residual, y, num_rows, num_outputs, width, x_stride, weight_stride, residual_stride, y_stride,
+    x, weight, bias_ptr, residual, y, shares_ptr, arrived_ptr, num_rows, num_outputs, width, x_stride, weight_stride,
+    residual_stride, y_stride,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_T: tl.constexpr, PROGRAMS: tl.constexpr,
-    SLICES: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ADDED: tl.constexpr,
-    EVEN_K: tl.constexpr, DESCRIBED: tl.constexpr, FLAT: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
+    SLICES: tl.constexpr, SHARES: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ADDED: tl.constexpr, EVEN_K: tl.constexpr, DESCRIBED: tl.constexpr, FLAT: tl.constexpr, UPCAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     released(PDL)
     joined(PDL)
@@ -93,12 +127,17 @@ def _large_product_kernel(
     if SLICES > 1:
         program = program % SLICES * (PROGRAMS // SLICES) + program // SLICES
     heights, widths = tl.cdiv(num_rows, BLOCK_T), tl.cdiv(num_outputs, BLOCK_N)
-    for number in tl.range(program, heights * widths, PROGRAMS, flatten=FLAT):
-        tile_row, tile_column = _tile_of(number, heights, widths, GROUP_T)
+    for number in tl.range(program, heights * widths * SHARES, PROGRAMS, flatten=FLAT):
+        tile_row, tile_column = _tile_of(number // SHARES, heights, widths, GROUP_T)
         row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
+        begin, end = 0, width
+        if SHARES > 1:
+            share = tl.cdiv(tl.cdiv(width, BLOCK_K), SHARES) * BLOCK_K
+            begin = number % SHARES * share
+            end = tl.minimum(begin + share, width)
         y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
         up_TN = y_TN
-        for k in range(0, width, BLOCK_K):
+        for k in range(begin, end, BLOCK_K):
             x_TK = _block(x, row, k, x_stride, num_rows, width, BLOCK_T, BLOCK_K, DESCRIBED, EVEN_K)
             w_NK = _block(weight, output, k, weight_stride, num_outputs, width, BLOCK_N, BLOCK_K, DESCRIBED, EVEN_K)
             if UPCAST:
@@ -113,27 +152,37 @@ def _large_product_kernel(
                     up_NK = up_NK.to(tl.float32)
                 up_TN = tl.dot(x_TK, tl.trans(up_NK), up_TN, input_precision="ieee")
         # The loop above may have been joined with this one: its tile's place is computed once more, not kept.
-        tile_row, tile_column = _tile_of(number, heights, widths, GROUP_T)
+        tile_row, tile_column = _tile_of(number // SHARES, heights, widths, GROUP_T)
         row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
-        COLUMNS: tl.constexpr = BLOCK_N // PARTS
-        if PARTS == 1:
-            _finished(
+        if SHARES == 1:
+            _stored(
                 y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-                BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+                BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
             )  # fmt: skip
         else:
-            left_TN, right_TN = _halves(y_TN, BLOCK_T, COLUMNS)
-            left_up_TN, right_up_TN = left_TN, right_TN
+            PLANES: tl.constexpr = 2 if GATED else 1
+            SIZE: tl.constexpr = BLOCK_T * BLOCK_N
+            place = tl.arange(0, BLOCK_T)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+            own = shares_ptr + tl.cast(number, tl.int64) * PLANES * SIZE
+            tl.store(own + place, y_TN)
             if GATED:
-                left_up_TN, right_up_TN = _halves(up_TN, BLOCK_T, COLUMNS)
-            _finished(
-                left_TN, left_up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride,
-                y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-            )  # fmt: skip
-            _finished(
-                right_TN, right_up_TN, bias_ptr, residual, y, row, output + COLUMNS, num_rows, num_outputs,
-                residual_stride, y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-            )  # fmt: skip
+                tl.store(own + SIZE + place, up_TN)
+            tl.debug_barrier()  # all threads' sums are written before one of them counts
+            arrived = arrived_ptr + number // SHARES
+            if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
+                tl.store(arrived, 0)
+                first = shares_ptr + tl.cast(number // SHARES, tl.int64) * SHARES * PLANES * SIZE
+                y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+                up_TN = y_TN
+                for share in range(SHARES):
+                    sums = first + share * PLANES * SIZE + place
+                    y_TN += tl.load(sums, cache_modifier=".cg")
+                    if GATED:
+                        up_TN += tl.load(sums + SIZE, cache_modifier=".cg")
+                _stored(
+                    y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+                    BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+                )  # fmt: skip
 
 
 @jit()
@@ -146,7 +195,7 @@ def large_product(
     x: torch.Tensor, weight: Weight, norm: Weight | None = None, bias: Weight | None = None,
     residual: torch.Tensor | None = None, *, eps: float = 0.0, gated: bool = False,
     out_dtype: torch.dtype | None = None, block_t: int, block_n: int, block_k: int, group_t: int, programs: int,
-    slices: int, parts: int, described: bool, flat: bool, pdl: bool, num_warps: int, num_stages: int,
+    slices: int, shares: int, parts: int, described: bool, flat: bool, pdl: bool, num_warps: int, num_stages: int,
     norm_warps: int = 0, **target: int,
 ) -> torch.Tensor:  # fmt: skip
     """[T, N] (gated: [T, N / 2]). A norm is a kernel of its own before the product: of many rows, x is small beside
@@ -168,11 +217,16 @@ def large_product(
         blocks = ((block_t, block_k), (block_n, block_k), (block_t, block_k) if residual is None else store, store)
         operands = tuple(map(_descriptor, operands, blocks))
     x_operand, weight_operand, added_operand, y_operand = operands
+    tiles = -(-num_rows // block_t) * -(-num_outputs // block_n)
+    assert shares == 1 or tiles <= NUM_COUNTERS, f"shares={shares} is of few tiles: each that waits has a counter"
+    size = tiles * shares * (2 if gated else 1) * block_t * block_n if shares > 1 else 1
+    sums = torch.empty(size, dtype=torch.float32, device=x.device)
     _large_product_kernel[(programs,)](
-        x_operand, weight_operand, bias.values if bias else x, added_operand, y_operand, num_rows, num_outputs, width,
-        *strides, BLOCK_T=block_t, BLOCK_N=block_n, BLOCK_K=block_k, GROUP_T=group_t, PROGRAMS=programs,
-        SLICES=slices if programs % slices == 0 else 1, PARTS=parts, GATED=gated, HAS_BIAS=bias is not None,
-        ADDED=residual is not None, EVEN_K=width % block_k == 0, DESCRIBED=described, FLAT=flat, PDL=pdl,
+        x_operand, weight_operand, bias.values if bias else x, added_operand, y_operand, sums, counters(x.device),
+        num_rows, num_outputs, width, *strides, BLOCK_T=block_t, BLOCK_N=block_n, BLOCK_K=block_k, GROUP_T=group_t,
+        PROGRAMS=programs, SLICES=slices if programs % slices == 0 else 1, SHARES=shares, PARTS=parts, GATED=gated,
+        HAS_BIAS=bias is not None, ADDED=residual is not None, EVEN_K=width % block_k == 0, DESCRIBED=described,
+        FLAT=flat, PDL=pdl,
         UPCAST=INTERPRETED and x.dtype == torch.bfloat16,  # the interpreter takes bfloat16 operands for integers
         num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **options(pdl), **target,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from .product_launch import loads_early
 from .product_row import product_row_kernel
 from .product_tile import product_tile_kernel
 
-_COUNTERS = 1 << 16
+NUM_COUNTERS = 1 << 16
 """Tiles of one launch that can wait for their parts."""
 
 
@@ -99,4 +99,4 @@ def _placing(stored: Stored | None, x: torch.Tensor) -> tuple[dict[str, int], li
 @cache
 def counters(device: torch.device) -> torch.Tensor:
     """Zeros, which every launch leaves as zeros: kernels of one device that use them follow one another."""
-    return torch.zeros(_COUNTERS, dtype=torch.int32, device=device)
+    return torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)

@@ -26,16 +26,18 @@ def off(ours: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((ours.float() - wanted.float()).norm() / wanted.float().norm())
 
 
-def multiply(dtype: torch.dtype, described: bool, gated: bool, biased: bool, added: bool, parts: int) -> None:
-    """Odd rows, outputs and widths; several tiles a program, and programs with none."""
+def multiply(
+    dtype: torch.dtype, described: bool, gated: bool, biased: bool, added: bool, parts: int, shares: int = 1
+) -> None:
+    """Odd rows, outputs and widths; several tiles a program, and programs with none; shares of K, one of them empty."""
     num_rows, num_outputs, width = 70, 88, 104
     x, values = torch.randn(num_rows, width).to(dtype), (torch.randn(num_outputs * (1 + gated), width) / 10).to(dtype)
     bias = torch.randn(values.shape[0]).to(dtype) if biased else None
     residual = torch.randn(num_rows, num_outputs).to(dtype) if added else None
     y = large_product(
         x, dense("w", values), None, None if bias is None else dense("b", bias), residual, gated=gated, block_t=32,
-        block_n=32, block_k=16, group_t=2, programs=4, slices=2, parts=parts, described=described, flat=True, pdl=False,
-        num_warps=4, num_stages=2,
+        block_n=32, block_k=16, group_t=2, programs=4, slices=2, shares=shares, parts=parts, described=described,
+        flat=True, pdl=False, num_warps=4, num_stages=2,
     )  # fmt: skip
     wanted = linear(x.float(), values.float(), None if bias is None else bias.float())
     wanted = silu(wanted[:, :num_outputs]) * wanted[:, num_outputs:] if gated else wanted
@@ -99,6 +101,7 @@ for dtype in TOLERANCE:
     for described in (False, True):
         multiply(dtype, described, gated=False, biased=True, added=True, parts=2)
         multiply(dtype, described, gated=True, biased=True, added=False, parts=1)
+        multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, shares=5)
     attend(dtype, PAGES_PHSD, 32, 0, 0.0, 32, packed=False, described=True)
     attend(dtype, PAGES_PSHD, 64, 40, 5.0, 32, packed=True, described=True)
     attend(dtype, PAGES_PHSD, 8, 20, 0.0, 24, packed=True, described=False)
