@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..ops.bound import BoundOps
 from ..ops.manifest import manifest
 from ..ops.step_cost import step_cost
 from ..ops.types import ONE_DEVICE, Cost, Weight, dtype_name
@@ -70,7 +72,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_config(plan.shape, Path(folder))
         decided = decide(_options(plan, folder))
-    bench = _Bench(plan, decided)
+    bench = StepBench(decided)
     limits = bench.limits()
     decode = [bench.decode(batch, context, limits) for batch, context in plan.cases()]
     prefill = [bench.prefill(count, limits) for count in plan.prompts]
@@ -103,9 +105,11 @@ def _options(plan: Plan, folder: str) -> Options:
     )  # fmt: skip
 
 
-class _Bench:
-    def __init__(self, plan: Plan, decided: Decisions) -> None:
-        self._decided, self._backend, self._device = decided, decided.backend, decided.device
+class StepBench:
+    """Steps of a model whose weights are drawn at random on its device."""
+
+    def __init__(self, decided: Decisions) -> None:
+        self.decided, self._backend, self._device = decided, decided.backend, decided.device
         built: Built = build_measured(decided, load=self._drawn)
         assert isinstance(built.engine.worker, Worker)
         self._worker = built.engine.worker
@@ -114,27 +118,26 @@ class _Bench:
             for pages in layers:
                 for plane in pages.planes.values():
                     plane.normal_()
-        self._graphs: dict[int, Graphs] = {}
 
     def _drawn(self, arena: Arena) -> Model:
         """The model with weights from a normal distribution; norms are ones."""
-        layouts = self._decided.binding.weight_layouts
+        layouts = self.decided.binding.weight_layouts
         weights: dict[str, Weight] = {}
-        for parameter in self._decided.parameters:
-            weights[parameter.name] = _drawn_weight(parameter, layouts, self._decided.dtype, arena)
-        return self._decided.model_class(self._decided.config, weights, self._device)
+        for parameter in self.decided.parameters:
+            weights[parameter.name] = _drawn_weight(parameter, layouts, self.decided.dtype, arena)
+        return self.decided.model_class(self.decided.config, weights, self._device)
 
     def limits(self) -> dict[str, Any]:
         """R and C, and where they were measured."""
         size = _SQUARE[self._backend.is_asynchronous]
-        square = torch.empty((2, size, size), dtype=self._decided.dtype, device=self._device).normal_()
+        square = torch.empty((2, size, size), dtype=self.decided.dtype, device=self._device).normal_()
         seconds = self._seconds(lambda: torch.mm(square[0], square[1]))
         return {
-            "device": self._decided.report.name,
-            "profile": self._decided.profile.name,
+            "device": self.decided.report.name,
+            "profile": self.decided.profile.name,
             "read_gb_per_s": self._backend.read_bandwidth_gb_per_s(self._device),
             "matrix_tflops": 2 * size**3 / seconds / 1e12,
-            "dtype": dtype_name(self._decided.dtype),
+            "dtype": dtype_name(self.decided.dtype),
         }
 
     def weight_s(self, limits: dict[str, Any]) -> float:
@@ -142,49 +145,48 @@ class _Bench:
         return step_cost(self._sites, [(0, 1)]).num_bytes / (limits["read_gb_per_s"] * 1e9)
 
     def decode(self, batch: int, context: int, limits: dict[str, Any]) -> dict[str, Any]:
-        slots, first = np.arange(batch), np.full(batch, context - 1)
-        self._give_pages(batch, context)
-        graphs = self._graphs_of(batch)
-        assert graphs.run(slots, first) is not None, graphs.refusal
-        seconds = self._seconds(lambda: graphs.run(slots, first))
+        seconds = self.decode_s(batch, context, self._worker.ops)
         cost = step_cost(self._sites, [(context - 1, 1)] * batch)
         return {"batch": batch, "context": context, "ms": 1e3 * seconds, "tokens_per_s": batch / seconds,
                 **_shares(cost, seconds, limits)}  # fmt: skip
+
+    def decode_s(self, batch: int, context: int, ops: BoundOps, least_s: float = _MIN_S) -> float:
+        """Seconds of a captured step of so many requests with so much context, by these ops."""
+        slots, first = np.arange(batch), np.full(batch, context - 1)
+        self._give_pages(batch, context)
+        forward = partial(self._forward, ops=ops)
+        graphs = Graphs((batch,), self._backend, self._worker.slots, self.decided.page_sizes, forward)
+        assert graphs.run(slots, first) is not None, graphs.refusal
+        return self._seconds(lambda: graphs.run(slots, first), least_s)
 
     def prefill(self, count: int, limits: dict[str, Any]) -> dict[str, Any]:
         self._give_pages(1, count)
         step = Step(spans=np.array([[0, 0, count]]), logits=np.array([[0, count - 1]]))
         batch = self._worker.batch(step)
-        seconds = self._seconds(lambda: self._forward(batch))
+        seconds = self._seconds(lambda: self._forward(batch, ops=self._worker.ops))
         cost = step_cost(self._sites, [(0, count)])
         return {"prompt": count, "ms": 1e3 * seconds, "tokens_per_s": count / seconds,
                 **_shares(cost, seconds, limits)}  # fmt: skip
 
     @torch.inference_mode()
-    def _forward(self, batch: Any) -> torch.Tensor:
-        return self._worker.model.forward(batch, None, self._worker.state, self._worker.ops, ONE_DEVICE)
-
-    def _graphs_of(self, batch: int) -> Graphs:
-        if batch not in self._graphs:
-            sizes = self._decided.page_sizes
-            self._graphs[batch] = Graphs((batch,), self._backend, self._worker.slots, sizes, self._forward)
-        return self._graphs[batch]
+    def _forward(self, batch: Any, *, ops: BoundOps) -> torch.Tensor:
+        return self._worker.model.forward(batch, None, self._worker.state, ops, ONE_DEVICE)
 
     def _give_pages(self, batch: int, context: int) -> None:
         generator = np.random.default_rng(0)
-        for group, size in self._decided.page_sizes.items():
+        for group, size in self.decided.page_sizes.items():
             count = -(-(context + 1) // size)
-            pages = generator.permutation(self._decided.num_pages[group])[: batch * count].reshape(batch, count)
+            pages = generator.permutation(self.decided.num_pages[group])[: batch * count].reshape(batch, count)
             self._worker.slots.page_tables[group][:batch, :count] = torch.from_numpy(pages).to(self._device).int()
 
     @torch.inference_mode()
-    def _seconds(self, call: Any) -> float:
-        """The median of calls in a row, each waited for, some tenths of a second of them."""
+    def _seconds(self, call: Any, least_s: float = _MIN_S) -> float:
+        """The median of calls in a row, each waited for, so many seconds of them."""
         for _ in range(3):
             call()
         self._backend.synchronize(self._device)
         taken: list[float] = []
-        while len(taken) < 5 or (sum(taken) < _MIN_S and len(taken) < 100):
+        while len(taken) < 5 or (sum(taken) < least_s and len(taken) < 100):
             begun = perf_counter()
             call()
             self._backend.synchronize(self._device)

@@ -40,6 +40,7 @@ _META = torch.device("meta")
 _MOST_LOGITS = 64
 """Rows of logits, one a request, above which a site is not measured."""
 
+Clock = Callable[[Kernel, Launch, float], float]
 Note = dict[str, Any]
 """What became of a kernel at a case: its row, or why there is none."""
 
@@ -71,13 +72,19 @@ def _with_parts(sites: Iterable[Site]) -> Iterator[Site]:
 
 
 def _at_buckets(site: Site) -> Iterator[Trial]:
-    op, dtype = discovery.ops()[site.op], site.dtypes["x"]
-    if dtype not in op.tolerance or not any(kernel.op == op.name for kernel in discovery.kernels().values()):
+    op = discovery.ops()[site.op]
+    if site.dtypes["x"] not in op.tolerance or not any(kernel.op == op.name for kernel in discovery.kernels().values()):
         return
     for rows in buckets():
         if site.rows == "tokens" or rows <= _MOST_LOGITS:
-            case = Case(f"{site.label}-{rows}", op.case_at(site, rows), {})
-            yield Trial(op, reference_kernel(op), case, dtype, full=True)
+            yield trial_at(site, rows)
+
+
+def trial_at(site: Site, rows: int) -> Trial:
+    """A trial of the op's reference on a case like the site, with so many rows."""
+    op = discovery.ops()[site.op]
+    case = Case(f"{site.label}-{rows}", op.case_at(site, rows), {})
+    return Trial(op, reference_kernel(op), case, site.dtypes["x"], full=True)
 
 
 @dataclass
@@ -114,9 +121,10 @@ class Files:
         return any(row.key == key for row in self.table(op).rows)
 
     def add(self, op: str, row: Row) -> None:
-        """Written at once: what was measured outlives the process."""
+        """Instead of one for the same. Written at once: what was measured outlives the process."""
         table = self.table(op)
-        self._tables[op] = msgspec.structs.replace(table, rows=[*table.rows, row])
+        others = [each for each in table.rows if each.key != row.key]
+        self._tables[op] = msgspec.structs.replace(table, rows=[*others, row])
         path = self.path(op)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
@@ -139,11 +147,13 @@ def facts(bench: Bench, device_name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tuning:
-    """One run. deadline: of `time.monotonic`."""
+    """One run. deadline: of `time.monotonic`. clock: how long a launch takes, tried for so many seconds, where launches
+    are not timed alone; then rows that are there are made anew."""
 
     bench: Bench
     files: Files
     deadline: float = float("inf")
+    clock: Clock | None = None
 
     def run(self, bases: Sequence[Trial], kernels: Callable[[Trial], list[Kernel]]) -> Iterator[Note | None]:
         """A note for each kernel of each case; None after each case. OutOfTime: what is left stays for another run."""
@@ -172,7 +182,8 @@ class Tuning:
                 trial.kernel.run(*args, **params, **launch)
 
     def _is_left(self, trial: Trial) -> bool:
-        return trial.refusal(self.bench.place) is None and not self.files.holds(trial.op.name, self._key(trial))
+        is_left = self.clock is not None or not self.files.holds(trial.op.name, self._key(trial))
+        return is_left and trial.refusal(self.bench.place) is None
 
     def _in_time(self) -> None:
         if monotonic() > self.deadline:
@@ -207,13 +218,18 @@ class Tuning:
             try:
                 if wanted is not None:
                     self.bench.error(trial, wanted, launch, copied(fresh))
-                times.append((self.bench.timed(trial, sets, launch, _MOMENT_S).median_s, number))
+                times.append((self._seconds(trial, sets, launch, _MOMENT_S), number))
             except (AssertionError, RuntimeError, ValueError) as failure:
                 failures.append(f"{dict(launch)}: {one_line(failure)}")
         assert times, "; ".join(failures)
-        again = [(self.bench.timed(trial, sets, launches[number]).median_s, number)
+        again = [(self._seconds(trial, sets, launches[number], self.bench.watch.budget_s), number)
                  for _, number in sorted(times)[:_FINALISTS]]  # fmt: skip
         return launches[min(again)[1]], failures
+
+    def _seconds(self, trial: Trial, sets: Sequence[Arguments], launch: Launch, budget_s: float) -> float:
+        if self.clock is not None:
+            return self.clock(trial.kernel, launch, budget_s)
+        return self.bench.timed(trial, sets, launch, budget_s).median_s
 
     def _key(self, trial: Trial) -> tuple[str, str]:
         return self._row(trial, {}, {"time_us": 1.0, "roofline_share": 1.0, "error": 0.0}).key

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +19,9 @@ from .progress import ticking
 from .table import table
 
 if TYPE_CHECKING:
+    from ..bench.ops import Selection
     from ..bench.trials import Trial
-    from ..bench.tune import Tuning
+    from ..bench.tune_steps import Search
     from ..hwprofiles.schema import Profile
 
 
@@ -27,6 +31,10 @@ def tune(
     ops: Pattern = "*",
     cases: Pattern = "*",
     kernels: Pattern = "*",
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="B×C,…", help="Try launches within whole steps of B requests with C tokens of context."),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(metavar="D", help="float32, bfloat16, float16, or auto: the model's; bfloat16 without one.")
     ] = "auto",
@@ -45,7 +53,7 @@ def tune(
 ) -> None:
     """Time every kernel's launches here, for a model's sites or the ops' own cases, and write the best.
 
-    A launch that is not right is not written. What is in the files already is not measured again.
+    A launch that is not right is not written. What is in the files already is not measured again, but for steps.
     """
     from ..bench.ops import Bench, Selection
     from ..bench.results import conditions
@@ -53,23 +61,33 @@ def tune(
     from ..ops.tuned import FOLDER, Tuned
 
     begun = monotonic()
-    place, watch, device_name = here(_device_of(profile) if profile else device, 0.3)
+    where = _device_of(profile) if profile else device
+    place, watch, device_name = here(where, 0.3)
     named = options.one_model(model, model_option)
     selection = Selection(ops, cases, kernels, float_dtype("bfloat16" if dtype == "auto" else dtype))
-    bases = _of_model(selection, named, dtype, place.profile) if named else selection.trials()
-    if not bases:
-        raise typer.BadParameter(f"nothing fits {ops!r} with a case {cases!r}", param_hint="--ops")
+    whole = _steps(steps, named)
+    bases = [] if whole else _of_model(selection, named, dtype, place.profile) if named else selection.trials()
+    searches = _searches(named, where, dtype, whole, selection) if named and whole else []
+    if not bases and not any(each.sites for each in searches):
+        raise _nothing_fits(ops, cases)
     bench = Bench(place, watch, ceilings(watch, selection.dtype), Tuned())
-    files = Files(out or FOLDER, facts(bench, device_name), fresh)
     deadline = float("inf") if max_seconds is None else begun + max_seconds
-    notes, left = _run(Tuning(bench, files, deadline), bases, lambda base: selection.of(base.op))
+    tuning = Tuning(bench, Files(out or FOLDER, facts(bench, device_name), fresh), deadline)
+    runs = [each.run(replace(tuning, clock=each.seconds)) for each in searches]
+    num_cases = len(bases) + sum(len(each.sites) for each in searches)
+    notes, left = _run(chain(tuning.run(bases, lambda base: selection.of(base.op)), *runs), num_cases)
+    within = [(each.case, each.before_s, each.after_s) for each in searches if each.before_s and each.after_s]
     about = {**conditions(), "device": device_name, "profile": place.profile.name, "limits": bench.ceilings.plain()}
     if as_object:
-        print(json.dumps({**about, "folder": str(files.folder), "cases_left": left, "measurements": notes}))
+        print(json.dumps({**about, "folder": str(tuning.files.folder), "cases_left": left, "measurements": notes,
+                          "steps": [{"batch": batch, "context": context, "before_ms": 1e3 * before, "ms": 1e3 * after}
+                                    for (batch, context), before, after in within]}))  # fmt: skip
         return
-    print(f"{_shown(notes)}\n\n{shown_limits(about)}\nrows      in {files.folder / place.profile.tuning_family}")
+    print(f"{_shown(notes)}\n\n{shown_limits(about)}\nrows      in {tuning.files.folder / place.profile.tuning_family}")
+    for (batch, context), before, after in within:
+        print(f"step      {batch} × {context:,}: {1e3 * before:.3f} ms before, {1e3 * after:.3f} with these launches")
     if left:
-        print(f"stopped   after {max_seconds:g} s with {left} of {len(bases)} cases left: run it again to go on")
+        print(f"stopped   after {max_seconds:g} s with {left} of {num_cases} cases left: run it again to go on")
 
 
 def _device_of(profile: str) -> str:
@@ -95,25 +113,50 @@ def _of_model(selection: Any, model: str, dtype: str, profile: Profile) -> list[
     ]  # fmt: skip
 
 
-def _run(
-    tuning: Tuning, bases: Sequence[Trial], kernels: Callable[[Trial], list[Any]]
-) -> tuple[list[dict[str, Any]], int]:
+def _steps(given: str | None, model: str | None) -> list[tuple[int, int]]:
+    """`8x1024,128x512` as requests and tokens of context."""
+    if given is None:
+        return []
+    if model is None:
+        raise typer.BadParameter(
+            "steps are a model's: name its folder, whose weights are not read", param_hint="--steps"
+        )
+    found = [re.fullmatch(r"([1-9]\d{0,5})[x×]([1-9]\d{0,7})", each.strip()) for each in given.split(",")]
+    cases = [(int(each[1]), int(each[2])) for each in found if each]
+    if len(cases) < len(found):
+        raise typer.BadParameter("requests and tokens of context, as in 8x1024 or 8x1024,128x512", param_hint="--steps")
+    return list(dict.fromkeys(cases))
+
+
+def _searches(
+    model: str, device: str | None, dtype: str, cases: list[tuple[int, int]], selection: Selection
+) -> list[Search]:
+    from ..bench.tune_steps import Search, bench_of
+
+    bench = bench_of(model, device, dtype, cases)
+    return [Search(bench, case, selection) for case in cases]
+
+
+def _nothing_fits(ops: str, cases: str) -> typer.BadParameter:
+    return typer.BadParameter(f"nothing fits {ops!r} with a case {cases!r}", param_hint="--ops")
+
+
+def _run(found: Iterator[dict[str, Any] | None], num_cases: int) -> tuple[list[dict[str, Any]], int]:
     """The notes, and how many cases were left when the time was over."""
     from ..bench.tune import OutOfTime
 
     notes: list[dict[str, Any]] = []
     done = 0
-    with ticking("cases", len(bases)) as tick:
-        steps: Iterator[dict[str, Any] | None] = tuning.run(bases, kernels)
+    with ticking("cases", num_cases) as tick:
         try:
-            for note in steps:
+            for note in found:
                 if note is None:
                     done += 1
                     tick()
                 else:
                     notes.append(note)
         except OutOfTime:
-            return notes, len(bases) - done
+            return notes, num_cases - done
     return notes, 0
 
 

@@ -81,7 +81,7 @@ def product_cases(*roles: str) -> tuple[Case, ...]:
     """Products of real models, decoding and reading prompts. Their twins have odd remainders of usual tiles."""
     return tuple(
         Case(f"{model}-{role}-{step}", {"T": rows, "N": products[role][0], "K": products[role][1]},
-             {"T": twin_rows, "N": 136, "K": 264})
+             {"T": twin_rows, "N": 136, "K": 136})
         for model, products in _PRODUCTS.items() for role in roles for step, (rows, twin_rows) in _STEPS.items()
     )  # fmt: skip
 

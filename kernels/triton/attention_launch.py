@@ -39,7 +39,8 @@ def padded(size: int) -> int:
 def shared_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """Of the kernel whose programs share evenly."""
     units = profile.compute.units or _DEFAULT_UNITS
-    keys, itemsize = 64, site.dtypes["x"].itemsize
+    itemsize = site.dtypes["x"].itemsize
+    keys = 64 if itemsize == 2 else 16  # of float32, more do not stay in registers
     row_bytes, rows = padded(site.dim("D")) * itemsize, padded(site.dim("H") // site.dim("G"))
     while keys > _MIN_TILE and _tile_bytes(rows, keys, row_bytes, 3) > _on_chip_limit(profile) // 2:
         keys //= 2

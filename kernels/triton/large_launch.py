@@ -20,7 +20,8 @@ from .overlap import overlaps
 from .rms_norm import MAX_WIDTH
 
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
-_MIN_STAGES, _MAX_STAGES = 2, 8
+_MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
+_ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
 _FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
 _MIN_SHARE = 2048  # of K: less is sooner read than shared
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
@@ -36,6 +37,7 @@ _PAIRED: _Tile = (128, 128, 64, 128, 2, 2)  # two programs of a unit: the one's 
 _HUGE: _Tile = (256, 256, 64, 512, 1, 1)  # for 64 KiB, of which a tile in one stage takes all
 _BROAD: _Tile = (256, 128, 64, 512, 1, 1)
 _NARROW: _Tile = (128, 64, 64, 128, 1, 1)
+_SLIM: _Tile = (128, 64, 64, 256, 1, 1)
 _DEEP: _Tile = (128, 64, 128, 128, 1, 1)
 _LOW: _Tile = (64, 64, 128, 128, 1, 1)
 _PLAIN: _Tile = (64, 64, 32, 256, 1, 1)  # float32 multiplies outside the matrix units of NVIDIA
@@ -53,7 +55,9 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
-    """Why a launch does not fit the device's memory per block, if it does not."""
+    """Why a launch does not fit the device's memory per block, or its registers, if it does not."""
+    if launch["block_t"] <= _LOW[0] and launch["block_k"] >= _LOW[2] and not _copies_whole(site, profile):
+        return Reason("shape", f"takes tiles of {_LOW[0]} rows and {_LOW[2]} of K only where they are copied to wgmma")
     needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
     if needed <= limit:
         return None
@@ -94,15 +98,18 @@ def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
 def _sizes(site: Site, profile: Profile, bucket: int) -> tuple[list[_Tile], list[_Tile]]:
     """Tiles of 16-bit values, the widest first; and what else is worth timing."""
     if "mfma" in profile.capabilities:
-        return ([_BROAD, _SQUARE], [_HUGE]) if _planes(site) == 1 else ([_SQUARE], [])
-    if bucket <= _LOW[0]:
+        return ([_BROAD, _SQUARE, _SLIM], [_HUGE]) if _planes(site) == 1 else ([_SQUARE, _SLIM], [])
+    if bucket <= _LOW[0] and _copies_whole(site, profile):
         return [_LOW], [_NARROW]
+    if not _described(site, profile):  # pointers of blocks take registers, too
+        return [_WIDE, _SQUARE, _SLIM], [_TALL]
     return [_WIDE, _SQUARE, _NARROW], [_TALL, _PAIRED, _DEEP]
 
 
 def _deepest(site: Site, profile: Profile, bucket: int, tile: _Tile) -> list[Launch]:
     """With the most stages that fit a unit beside one another, and one less; none where two do not."""
-    made = [_made(site, profile, bucket, tile, stages) for stages in range(_MAX_STAGES, _MIN_STAGES - 1, -1)]
+    most = _MAX_COPIED_STAGES if _copies_whole(site, profile) else _MAX_STAGES
+    made = [_made(site, profile, bucket, tile, stages) for stages in range(most, _MIN_STAGES - 1, -1)]
     room, per_unit = _limit(profile), tile[-1]
     return [launch for launch in made if per_unit * on_chip_bytes(site, profile, launch) <= room][:2]
 
@@ -112,20 +119,21 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
     described = _described(site, profile)
     shares = _num_shares(site, profile, bucket, tile)
     programs = (profile.compute.units or _DEFAULT_UNITS) * per_unit
-    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster; of one tile a program, too,
-    # but for tcgen05 the compiler keeps only flat loops in registers.
-    flat = described and (_planes(site) == 1 or site.dtypes["x"].itemsize > 2)
+    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster. So it is with one tile a
+    # program; but of float32, and for tcgen05, the compiler keeps only flat loops in registers.
+    is_fastest = _planes(site) == 1 and _num_tiles(site, bucket, tile) > programs
+    is_lightest = site.dtypes["x"].itemsize > 2 or (_planes(site) == 1 and "tcgen05" in profile.capabilities)
     return {
         "block_t": rows,
         "block_n": outputs // _planes(site),
         "block_k": width,
-        "group_t": 8,
+        "group_t": _ORDERS[0],
         "programs": programs,
         "slices": profile.on_chip.l2_slices or 1,
         "shares": shares,
         "parts": parts,
         "described": described,
-        "flat": flat and (_num_tiles(site, bucket, tile) > programs or "tcgen05" in profile.capabilities),
+        "flat": described and (is_fastest or is_lightest),
         "pdl": overlaps(profile),
         "num_warps": warps(threads, profile),
         "num_stages": stages,
@@ -157,6 +165,11 @@ def _described(site: Site, profile: Profile) -> bool:
     itemsize = site.dtypes["x"].itemsize
     aligned = all(size * itemsize % VECTOR_BYTES == 0 for size in (site.dim("K"), site.dim("N") // _planes(site)))
     return "tma" in profile.capabilities and aligned
+
+
+def _copies_whole(site: Site, profile: Profile) -> bool:
+    """Whether registers hold neither pointers of blocks under way nor operands."""
+    return "wgmma" in profile.capabilities and site.dtypes["x"].itemsize == 2 and _described(site, profile)
 
 
 def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:

@@ -37,12 +37,12 @@ def launch(site: Site, profile: Profile, bucket: int) -> Launch:
         unrolled = is_short and "pdl" in profile.capabilities  # elsewhere nothing was measured
         rows = (_ROW_TILE if unrolled else _ROW_TILE // 2) // _planes(site)
         return _row(rows, width, max(1, _ROW_THREADS // profile.lane_width), profile, unrolled)
-    return _fitted(site, profile, bucket, 64 // _planes(site))
+    return _fitted(site, profile, bucket, _outputs(site))
 
 
 def invariant_launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """One launch for any number of rows: a row's sums have one order."""
-    return {**_fitted(site, profile, _MIN_ROWS, 64 // _planes(site)), "splits": 1, "early": 0}
+    return {**_fitted(site, profile, _MIN_ROWS, _outputs(site)), "splits": 1, "early": 0}
 
 
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
@@ -165,6 +165,11 @@ def _limit(profile: Profile) -> int:
 def _planes(site: Site) -> int:
     """Matrices that are multiplied with x: a gated weight has two."""
     return 2 if site.op == "gated_linear" else 1
+
+
+def _outputs(site: Site) -> int:
+    """Of a tile: of float32, which is not multiplied in matrix units, more do not stay in registers."""
+    return (64 if site.dtypes["x"].itemsize == 2 else 32) // _planes(site)
 
 
 def _power(size: int) -> int:

@@ -20,7 +20,7 @@ from ambidex.bench.tune import Files, Note, OutOfTime, Tuning, buckets, facts, o
 from ambidex.cli import run
 from ambidex.ops import discovery, tuned
 from ambidex.ops.binding import UNBOUNDED, bind
-from ambidex.ops.contract import Kernel, Policy
+from ambidex.ops.contract import Kernel, Launch, Policy
 from ambidex.ops.support import bucket_of
 from ambidex.ops.tuned import Tuned, TunedError, timed_dims
 from ambidex.ops.types import Site
@@ -75,6 +75,22 @@ def test_the_fastest_launch_that_is_right_becomes_the_row(bench: Bench, tmp_path
     assert row.error <= 1e-5
     assert table.read_gb_per_s == bench.ceilings.read_gb_per_s
     assert table.torch == str(torch.__version__)
+
+
+def test_with_a_clock_it_chooses_and_the_row_is_timed_alone_and_made_anew(bench: Bench, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def clock(kernel: Kernel, launch: Launch, budget_s: float) -> float:
+        asked.append(int(launch["repeats"]))
+        return {2: 0.3, 12: 0.1, 40: 0.2}[asked[-1]]  # seconds
+
+    assert [note["launch"] for note in notes(tuning(bench, tmp_path), REPEATING)] == [{"repeats": 2}]
+    (note,) = notes(tuning(bench, tmp_path, clock=clock), REPEATING)
+    assert note["launch"] == {"repeats": 12}
+    assert asked == [40, 2, 12, 12, 40, 2], "all that are right, then the finalists, the fastest first"
+    assert note["time_us"] not in {1e5, 2e5, 3e5}
+    (row,) = tuned.read(tmp_path / bench.place.profile.tuning_family / "linear.json").rows
+    assert row.launch == {"repeats": 12}
 
 
 def test_a_binding_reads_what_was_written(bench: Bench, tmp_path: Path) -> None:

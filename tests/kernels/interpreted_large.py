@@ -1,10 +1,12 @@
 """Large products and prefill over pages in Triton's interpreter against torch and the op, at tiles smaller than the
-shapes. Run by test_triton_large.py in a process of its own, as the interpreter is chosen when a kernel is decorated.
+shapes. Run by test_triton_large.py in a process of its own, as the interpreter is chosen when a kernel is decorated;
+by mutations.py with the word `shares`, for shares of K alone.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from itertools import accumulate, pairwise
 
 import torch
@@ -99,9 +101,13 @@ def attend(
 torch.manual_seed(0)
 for dtype in TOLERANCE:
     for described in (False, True):
+        multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, shares=5)
+if sys.argv[1:] == ["shares"]:
+    sys.exit()
+for dtype in TOLERANCE:
+    for described in (False, True):
         multiply(dtype, described, gated=False, biased=True, added=True, parts=2)
         multiply(dtype, described, gated=True, biased=True, added=False, parts=1)
-        multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, shares=5)
     attend(dtype, PAGES_PHSD, 32, 0, 0.0, 32, packed=False, described=True)
     attend(dtype, PAGES_PSHD, 64, 40, 5.0, 32, packed=True, described=True)
     attend(dtype, PAGES_PHSD, 8, 20, 0.0, 24, packed=True, described=False)

@@ -2,8 +2,9 @@
 
 A mutation is an edit of a kernel's source as it stands today: one whose text is found no more fails, so that it cannot
 rot. The mutated file lies in a copy of the package (links to everything else), which a process of its own proves:
-`meaning` by the conformance suite in Triton's interpreter, `machine code` by what the compiler makes of it. The proofs
-pass on the sources as they are. Removed barriers are seen by neither: an executor of the machine code has to.
+`meaning` by the conformance suite in Triton's interpreter, `shares` by `interpreted_large.py` (only long K has any, and
+no twin is that long), `machine code` by what the compiler makes of it. The proofs pass on the sources as they are.
+Removed barriers are seen by none: an executor of the machine code has to.
 """
 
 from __future__ import annotations
@@ -121,6 +122,11 @@ MUTATIONS = [
         "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS)", "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS - 1)",
         "qkv_rope_store_triton", "odd and float32",
     ),
+    Mutation(
+        "a share of K left out of the sum", "large_product",
+        "for share in range(SHARES):", "for share in range(1, SHARES):",
+        "", "", "shares",
+    ),
 ]  # fmt: skip
 
 
@@ -148,15 +154,19 @@ def proved(place: Path, kernel: str, cases: str, proof: str) -> subprocess.Compl
     """The proof of one kernel in that package: ends with 0 where nothing is wrong."""
     environment = {**os.environ, "PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     suite = str(ROOT / "tests" / "kernels" / "test_conformance.py")
-    if proof == "meaning":
+    if proof == "shares":
         environment["TRITON_INTERPRET"] = "1"
-        command = ["pytest", "-q", "-x", "-p", "no:cacheprovider", suite, "--ambidex-profile", "nvidia-h200-sxm",
+        script = str(ROOT / "tests" / "kernels" / "interpreted_large.py")
+        command = [script, "shares"]
+    elif proof == "meaning":
+        environment["TRITON_INTERPRET"] = "1"
+        command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", suite, "--ambidex-profile", "nvidia-h200-sxm",
                    "--ambidex-kernels", kernel, "-k", cases]  # fmt: skip
     else:
         folder = str(ROOT / "tests" / "machine_code" / "budgets")
-        command = ["ambidex.bench.machine_code", "check", folder, "sm_90", "--kernels", kernel]
+        command = ["-m", "ambidex.bench.machine_code", "check", folder, "sm_90", "--kernels", kernel]
     return subprocess.run(
-        [sys.executable, "-m", *command], env=environment, cwd=place, capture_output=True, text=True, check=False
+        [sys.executable, *command], env=environment, cwd=place, capture_output=True, text=True, check=False
     )
 
 
@@ -167,11 +177,11 @@ def test_a_wrong_kernel_is_caught(mutation: Mutation, tmp_path: Path) -> None:
     assert found == 1, f"{mutation.file}.py has changed: {mutation.old!r} is there {found} times"
     place = copy_of_the_package(tmp_path, mutation.file, source.replace(mutation.old, mutation.new))
     done = proved(place, mutation.kernel, mutation.cases, mutation.proof)
-    caught = "AssertionError" if mutation.proof == "meaning" else "WORSE"
+    caught, said = "WORSE" if mutation.proof == "machine code" else "AssertionError", done.stdout + done.stderr
     assert done.returncode != 0, f"not caught: {done.stdout}\n{done.stderr}"
     if done.returncode > 0:  # what writes out of bounds may end the process before it can say so
-        assert caught in done.stdout, f"{done.stdout}\n{done.stderr}"
-        assert mutation.seen in done.stdout, done.stdout
+        assert caught in said, said
+        assert mutation.seen in said, said
 
 
 @pytest.mark.parametrize(("kernel", "cases", "proof"), sorted({(m.kernel, m.cases, m.proof) for m in MUTATIONS}))

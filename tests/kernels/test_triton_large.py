@@ -58,7 +58,7 @@ def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructio
 ) -> None:
     limit = load(profile_name).on_chip.shared_memory_per_block_kib
     assert limit is not None
-    for rows in (512, MANY):
+    for rows in (128, MANY):
         entry, counted = compiled(site(op, *SIZES[op], dtype), profile_name, rows)
         found = entry.machine_code
         assert (found.spilled, found.scratch_bytes) == (0, 0)
@@ -67,6 +67,47 @@ def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructio
             assert found.matrix == (MATRIX[profile_name],)
         else:
             assert all("f32 f32" in name for name in found.matrix), "float32 asked for float32"
+
+
+@pytest.mark.parametrize("rows", [64, 128, 256, 512])
+@pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
+def test_some_hundred_rows_give_most_units_work(op: str, profile_name: str, rows: int) -> None:
+    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
+    launch, units = large_launch.launch(where, profile, rows), profile.compute.units or 0
+    outputs = where.dim("N") // (2 if op == "gated_linear" else 1)
+    tiles = -(-rows // launch["block_t"]) * -(-outputs // launch["block_n"])
+    assert 0.5 * units <= tiles * launch["shares"]
+    assert launch["shares"] == 1 or tiles < 0.7 * units, "whole tiles come first"
+    assert launch["shares"] == 1 or tiles * launch["shares"] <= launch["programs"], "shares all run at once"
+    assert where.dim("K") // launch["shares"] >= 2048
+
+
+def test_many_rows_have_whole_tiles_and_short_k_no_shares() -> None:
+    profile = load("nvidia-h200-sxm")
+    assert large_launch.launch(site("linear", 64, 14336, torch.bfloat16), profile, MANY)["shares"] == 1
+    assert large_launch.launch(site("linear", 64, 4095, torch.bfloat16), profile, 128)["shares"] == 1
+    assert large_launch.launch(site("linear", 64, 4096, torch.bfloat16), profile, 128)["shares"] == 2
+
+
+def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
+    profile, where = load("nvidia-h200-sxm"), site("linear", 6144, 4096, torch.bfloat16)
+    low = large_launch.launch(where, profile, 64)
+    assert (low["block_t"], low["described"]) == (64, True)
+    for name, other in (("nvidia-b200", where), ("nvidia-h200-sxm", site("linear", 6144, 4095, torch.bfloat16))):
+        reason = large_launch.fits(other, load(name), low)
+        assert reason is not None
+        assert reason.code == "shape"
+        assert large_launch.launch(other, load(name), 64)["block_t"] == 128
+
+
+def test_two_programs_of_a_unit_fit_beside_one_another() -> None:
+    profile, where = load("nvidia-h200-sxm"), site("gated_linear", 28672, 4096, torch.bfloat16)
+    limit, units = profile.on_chip.shared_memory_per_block_kib, profile.compute.units
+    assert limit is not None
+    assert units is not None
+    for launch in large_launch.configurations(where, profile, 128):
+        needed = large_launch.on_chip_bytes(where, profile, launch)
+        assert needed * launch["programs"] // units <= limit * 1024
 
 
 @pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
