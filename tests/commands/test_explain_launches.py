@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,7 +74,8 @@ def test_of_parts_only_the_rows_that_come_to_them_are_shown(capsys: pytest.Captu
     whole, parts = text.split("  norm_linear@")
     assert "1         → norm_qkv_rope_store_triton" in whole
     arrows = [line.split("→")[0].strip() for line in parts.splitlines() if "→" in line]
-    assert set(arrows) == {"65+"}
+    assert arrows
+    assert all(int(re.split(r"[+–]", rows)[0]) >= 65 for rows in arrows)
 
 
 def test_a_lone_request_leaves_room_on_chip_beside_its_attention(capsys: pytest.CaptureFixture[str]) -> None:
