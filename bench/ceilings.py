@@ -60,7 +60,7 @@ class Gauge:
         self._watch, self._reads = watch, readers[reader]
         own = watch.backend.read_bandwidth_gb_per_s(watch.device)
         reader, rate = (watch.backend.name, own) if own > rates[reader] else (reader, rates[reader])
-        self._products = {dtype_name(dtype): _best_product(watch, dtype) for dtype in dtypes}
+        self._products = {dtype_name(dtype): best_product(watch, dtype) for dtype in dtypes}
         tflops = {dtype: operations / seconds / 1e12 for dtype, (operations, _, seconds) in self._products.items()}
         self.ceilings = Ceilings(rate, reader, tflops)
         self._most = 0.0
@@ -106,7 +106,7 @@ def _times_vector(buffer: torch.Tensor) -> torch.Tensor:
     return torch.mv(matrix, matrix[0])
 
 
-def _best_product(watch: Stopwatch, dtype: torch.dtype) -> tuple[int, Call, float]:
+def best_product(watch: Stopwatch, dtype: torch.dtype) -> tuple[int, Call, float]:
     """Operations, the call and its seconds, of the product and way with the highest rate."""
     found: list[tuple[int, Call, float]] = []
     for rows, outputs, inputs in _PRODUCTS[watch.backend.is_asynchronous]:

@@ -35,12 +35,12 @@ from ..runtime.model import Model, Parameter
 from ..runtime.options import Options
 from ..runtime.start import Decisions, decide
 from ..runtime.step import Step
+from .ceilings import best_product
 from .results import conditions
 from .shapes import Shape, write_config
+from .stopwatch import Stopwatch
 
 _DEVIATION = 0.02
-_SQUARE = {True: 8192, False: 2048}
-"""Of the product that C is measured with, on a device that works by itself and on a host."""
 _MIN_S = 0.2
 
 
@@ -129,14 +129,13 @@ class StepBench:
 
     def limits(self) -> dict[str, Any]:
         """R and C, and where they were measured."""
-        size = _SQUARE[self._backend.is_asynchronous]
-        square = torch.empty((2, size, size), dtype=self.decided.dtype, device=self._device).normal_()
-        seconds = self._seconds(lambda: torch.mm(square[0], square[1]))
+        watch = Stopwatch(self._backend, self._device, _MIN_S)
+        operations, _, seconds = best_product(watch, self.decided.dtype)
         return {
             "device": self.decided.report.name,
             "profile": self.decided.profile.name,
             "read_gb_per_s": self._backend.read_bandwidth_gb_per_s(self._device),
-            "matrix_tflops": 2 * size**3 / seconds / 1e12,
+            "matrix_tflops": operations / seconds / 1e12,
             "dtype": dtype_name(self.decided.dtype),
         }
 
@@ -175,7 +174,7 @@ class StepBench:
     def _give_pages(self, batch: int, context: int) -> None:
         generator = np.random.default_rng(0)
         for group, size in self.decided.page_sizes.items():
-            count = -(-(context + 1) // size)
+            count = -(-context // size)
             pages = generator.permutation(self.decided.num_pages[group])[: batch * count].reshape(batch, count)
             self._worker.slots.page_tables[group][:batch, :count] = torch.from_numpy(pages).to(self._device).int()
 

@@ -117,11 +117,12 @@ class Trial:
 
     def check(self, place: Place) -> None:
         for operands in self.packings(place):
+            fresh = self._unused(operands)
             result = self.call(operands, place)
             self._check_outputs(result)
             for name, y, expected in self._compared(result, operands):
                 compare(f"{self}: {name}", y, expected, self.op.tolerance[self.dtype])
-            self._check_promises(place, operands, self.op.observe(result, operands[0]))
+            self._check_promises(place, fresh, self.op.observe(result, operands[0]))
 
     def errors(self, place: Place) -> list[float]:
         """The relative error of each tensor that the op observes, in each order of page axes."""
@@ -146,15 +147,15 @@ class Trial:
         for number, (y, reference) in enumerate(zip(observed, wanted, strict=True)):
             yield f"tensor {number}", y.cpu(), reference
 
-    def _check_promises(self, place: Place, used: Arguments, first: tuple[torch.Tensor, ...]) -> None:
-        """first: what the op observed of a run on operands that it may have written to."""
+    def _check_promises(self, place: Place, fresh: Arguments, first: tuple[torch.Tensor, ...]) -> None:
+        """fresh: operands that no call has written to; first: what the op observed of a run on others like them."""
         if self.kernel.determinism.covers(Determinism.RUN):
-            again = self._unused(used)
+            again = self._unused(fresh)
             second = self.op.observe(self.call(again, place), again[0])
             assert all(map(same_bits, first, second)), f"{self}: promises determinism `run`, two runs differ"
         if self.kernel.determinism.covers(Determinism.BATCH):
-            company = self._requests if any(isinstance(a, Attending) for a in used[0]) else self._rows
-            for what, alone, together in company(self._unused(used), place):
+            company = self._requests if any(isinstance(a, Attending) for a in fresh[0]) else self._rows
+            for what, alone, together in company(self._unused(fresh), place):
                 assert same_bits(alone, together), f"{self}: promises determinism `batch`, {what} differs when alone"
 
     def _unused(self, operands: Arguments) -> Arguments:

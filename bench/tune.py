@@ -27,7 +27,7 @@ import torch
 
 from ..ops import discovery
 from ..ops.contract import Arguments, Case, Kernel, Launch, Policy
-from ..ops.launches import offered, typical_rows
+from ..ops.launches import launch_reason, offered, typical_rows
 from ..ops.support import UNBOUNDED, bucket_of
 from ..ops.tuned import Row, Table, TunedError, dtype_names, formats, read, timed_dims, written
 from ..ops.types import Site
@@ -41,6 +41,8 @@ _MOST_LOGITS = 64
 """Rows of logits, one a request, above which a site is not measured."""
 
 Clock = Callable[[Kernel, Launch, float], float]
+"""Seconds that a kernel takes, launched so; the last argument: for how many seconds to try."""
+
 Note = dict[str, Any]
 """What became of a kernel at a case: its row, or why there is none."""
 
@@ -117,8 +119,8 @@ class Files:
                 )
         return msgspec.structs.replace(empty, rows=there.rows)
 
-    def holds(self, op: str, key: tuple[str, str]) -> bool:
-        return any(row.key == key for row in self.table(op).rows)
+    def held(self, op: str, key: tuple[str, str]) -> Row | None:
+        return next((row for row in self.table(op).rows if row.key == key), None)
 
     def add(self, op: str, row: Row) -> None:
         """Instead of one for the same. Written at once: what was measured outlives the process."""
@@ -176,14 +178,23 @@ class Tuning:
         if language is None:
             return
         args, params = packed(replace(trial, device=_META).operands, trial.kernel.layout, trial.kernel.page_layouts[0])
-        profile, bucket = self.bench.place.profile, bucket_of(trial.num_rows, POLICY)
+        profile = self.bench.place.profile
         with suppress(RuntimeError), language.collecting(language.Target.of(profile), os.cpu_count() or 1):
-            for launch in offered(trial.kernel, trial.site, profile, bucket):
+            for launch in self._launches(trial):
                 trial.kernel.run(*args, **params, **launch)
 
     def _is_left(self, trial: Trial) -> bool:
-        is_left = self.clock is not None or not self.files.holds(trial.op.name, self._key(trial))
-        return is_left and trial.refusal(self.bench.place) is None
+        held = self.files.held(trial.op.name, self._key(trial))
+        return (self.clock is not None or held is None) and trial.refusal(self.bench.place) is None
+
+    def _launches(self, trial: Trial) -> list[Launch]:
+        """What the kernel names, and what its row has: a search that knew more may have found that."""
+        profile, bucket = self.bench.place.profile, bucket_of(trial.num_rows, POLICY)
+        named = offered(trial.kernel, trial.site, profile, bucket)
+        held = self.files.held(trial.op.name, self._key(trial))
+        if held is None or launch_reason(trial.kernel, trial.site, profile, bucket, held.launch) is not None:
+            return named
+        return [*named, *([] if held.launch in named else [held.launch])]
 
     def _in_time(self) -> None:
         if monotonic() > self.deadline:
@@ -210,7 +221,7 @@ class Tuning:
         self, trial: Trial, wanted: tuple[torch.Tensor, ...] | None, sets: Sequence[Arguments], fresh: Arguments
     ) -> tuple[Launch, list[str]]:
         """The best of the kernel's launches, and why others are none. AssertionError: not one is right."""
-        launches = offered(trial.kernel, trial.site, self.bench.place.profile, bucket_of(trial.num_rows, POLICY))
+        launches = self._launches(trial)
         failures: list[str] = []
         times: list[tuple[float, int]] = []
         for number, launch in enumerate(launches):

@@ -3,8 +3,10 @@
 What is fastest alone need not be among the kernels before and after it: how much on-chip memory a launch takes, for
 one, decides where the next kernel's programs find room. So a step of so many requests with so much context is captured
 on the model with random weights, and at each site, the one that moves most bytes first, every launch of every kernel
-that serves is tried within it. The fastest serves there while the other sites are searched. Each kernel's best launch
-becomes its row, checked and timed alone like any other: only times alone tell kernels of one site apart.
+that can serve there is tried within it (of composites as they are bound: whole, or their parts). The fastest serves
+there while the other sites are searched. Each kernel's best launch becomes its row, checked and timed alone like any
+other: only times alone tell kernels of one site apart, so by them a binding chooses. Sites alike share one row, and are
+searched as one. Those of logits are left out.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from ..ops.contract import Kernel, Launch
 from ..ops.launches import typical_rows
 from ..ops.step_cost import site_work
 from ..ops.support import UNBOUNDED, Demand, bucket_of, layout_refusal
+from ..ops.tuned import dtype_names, formats, timed_dims
 from ..ops.types import Site
 from ..runtime.options import Options
 from ..runtime.start import decide
@@ -31,7 +34,7 @@ Case = tuple[int, int]
 """Requests of a step, and the tokens of context of each."""
 
 _Served = Mapping[str, tuple[Kernel, Launch]]
-"""Who serves instead, by the site's name."""
+"""Who serves instead, and how launched, by the site's name."""
 
 
 def bench_of(model: str, device: str | None, dtype: str, cases: Iterable[Case]) -> StepBench:
@@ -39,7 +42,7 @@ def bench_of(model: str, device: str | None, dtype: str, cases: Iterable[Case]) 
     sizes = list(cases)
     tokens = max(batch * (context + 128) for batch, context in sizes)
     options = Options(
-        model=model, device=device, dtype=dtype, max_model_len=max(context for _, context in sizes) + 1,
+        model=model, device=device, dtype=dtype, max_model_len=max(context for _, context in sizes),
         max_num_seqs=max(batch for batch, _ in sizes), kv_cache_tokens=tokens, graphs=False, progress=False,
     )  # fmt: skip
     return StepBench(decide(options))
@@ -52,6 +55,12 @@ class _Tried:
     seconds: list[float] = field(default_factory=list[float])
 
 
+def _key(site: Site) -> tuple[object, ...]:
+    """Equal for sites that share their rows."""
+    dims, dtypes = sorted(timed_dims(site).items()), sorted(dtype_names(site).items())
+    return site.op, tuple(dims), tuple(dtypes), tuple(formats(site))
+
+
 class Search:
     """One step's sites that are selected: who serves which, and how long the step takes if another does.
 
@@ -61,7 +70,7 @@ class Search:
         self._bench, self.case, self._selection = bench, case, selection
         self._binding, self._bucket = bench.decided.binding, bucket_of(case[0], POLICY)
         self._rows = min(self._bucket, typical_rows(POLICY.buckets[-1], UNBOUNDED))
-        self._served: dict[str, tuple[Kernel, Launch]] = {}
+        self._served: _Served = {}
         self._tried: dict[tuple[object, ...], _Tried] = {}
         self._at: Site | None = None
         self.before_s: float | None = None
@@ -80,7 +89,7 @@ class Search:
     def seconds(self, kernel: Kernel, launch: Launch, budget_s: float) -> float:
         """Of a step in which this serves the site at hand."""
         assert self._at is not None, "a search is under way"
-        found = self._step_s({**self._served, self._at.name: (kernel, launch)}, budget_s)
+        found = self._step_s(self._also(self._at, kernel, launch), budget_s)
         tried = self._tried.setdefault((kernel.name, *launch.items()), _Tried(kernel, launch))
         tried.seconds.append(found)
         return found
@@ -97,8 +106,14 @@ class Search:
         def num_bytes(site: Site) -> int:
             return discovery.ops()[site.op].cost(site, site_work(site, spans)).num_bytes
 
-        reached = [site for site in self._reached(self._binding.sites) if self._is_selected(site)]
-        return tuple(sorted(reached, key=num_bytes, reverse=True))
+        reached = sorted(self._reached(self._binding.sites), key=num_bytes, reverse=True)
+        first = {_key(site): site for site in reversed(reached)}
+        return tuple(site for site in reached if site is first[_key(site)] and self._is_selected(site))
+
+    def _also(self, site: Site, kernel: Kernel, launch: Launch) -> _Served:
+        """Who serves, with this at the site and at those alike."""
+        alike = [each.name for each in self._reached(self._binding.sites) if _key(each) == _key(site)]
+        return {**self._served, **dict.fromkeys(alike, (kernel, launch))}
 
     def _is_selected(self, site: Site) -> bool:
         name = trial_at(site, self._rows).case.name
@@ -115,7 +130,7 @@ class Search:
         again = [each for each in self._tried.values() if len(each.seconds) > 1]
         if again:
             best = min(again, key=lambda each: each.seconds[-1])
-            self._served[site.name] = best.kernel, best.launch
+            self._served = self._also(site, best.kernel, best.launch)
         self._tried = {}
 
     def _choice(self, bound: BoundSite) -> Choice:

@@ -66,10 +66,12 @@ def tune(
     named = options.one_model(model, model_option)
     selection = Selection(ops, cases, kernels, float_dtype("bfloat16" if dtype == "auto" else dtype))
     whole = _steps(steps, named)
+    if whole and fresh:
+        raise typer.BadParameter("steps make the rows of their buckets anew: the others stay", param_hint="--fresh")
     bases = [] if whole else _of_model(selection, named, dtype, place.profile) if named else selection.trials()
     searches = _searches(named, where, dtype, whole, selection) if named and whole else []
     if not bases and not any(each.sites for each in searches):
-        raise _nothing_fits(ops, cases)
+        raise typer.BadParameter(f"nothing fits {ops!r} with a case {cases!r}", param_hint="--ops")
     bench = Bench(place, watch, ceilings(watch, selection.dtype), Tuned())
     deadline = float("inf") if max_seconds is None else begun + max_seconds
     tuning = Tuning(bench, Files(out or FOLDER, facts(bench, device_name), fresh), deadline)
@@ -85,9 +87,11 @@ def tune(
         return
     print(f"{_shown(notes)}\n\n{shown_limits(about)}\nrows      in {tuning.files.folder / place.profile.tuning_family}")
     for (batch, context), before, after in within:
-        print(f"step      {batch} × {context:,}: {1e3 * before:.3f} ms before, {1e3 * after:.3f} with these launches")
+        searched = f"{1e3 * after:.3f} with the fastest at each site"
+        print(f"step      {batch} × {context:,}: {1e3 * before:.3f} ms as bound, {searched}")
     if left:
-        print(f"stopped   after {max_seconds:g} s with {left} of {num_cases} cases left: run it again to go on")
+        cure = "name fewer steps or --ops, or give it longer" if whole else "run it again to go on"
+        print(f"stopped   after {max_seconds:g} s with {left} of {num_cases} cases left: {cure}")
 
 
 def _device_of(profile: str) -> str:
@@ -115,6 +119,9 @@ def _of_model(selection: Any, model: str, dtype: str, profile: Profile) -> list[
 
 def _steps(given: str | None, model: str | None) -> list[tuple[int, int]]:
     """`8x1024,128x512` as requests and tokens of context."""
+    from ..ops.contract import Policy
+    from ..ops.support import bucket_of
+
     if given is None:
         return []
     if model is None:
@@ -125,7 +132,10 @@ def _steps(given: str | None, model: str | None) -> list[tuple[int, int]]:
     cases = [(int(each[1]), int(each[2])) for each in found if each]
     if len(cases) < len(found):
         raise typer.BadParameter("requests and tokens of context, as in 8x1024 or 8x1024,128x512", param_hint="--steps")
-    return list(dict.fromkeys(cases))
+    buckets = [bucket_of(batch, Policy()) for batch, _ in cases]
+    if len(set(buckets)) < len(buckets):
+        raise typer.BadParameter("two of these steps have rows of one bucket: name one of them", param_hint="--steps")
+    return cases
 
 
 def _searches(
@@ -135,10 +145,6 @@ def _searches(
 
     bench = bench_of(model, device, dtype, cases)
     return [Search(bench, case, selection) for case in cases]
-
-
-def _nothing_fits(ops: str, cases: str) -> typer.BadParameter:
-    return typer.BadParameter(f"nothing fits {ops!r} with a case {cases!r}", param_hint="--ops")
 
 
 def _run(found: Iterator[dict[str, Any] | None], num_cases: int) -> tuple[list[dict[str, Any]], int]:

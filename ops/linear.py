@@ -73,16 +73,21 @@ _PRODUCTS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "llama-3.1-70b-tp4": {"qkv": (2560, 8192), "o": (8192, 2048), "gate_up": (14336, 8192), "down": (8192, 7168)},
 }
 """Outputs and inputs of a decoder layer's products, on one device."""
-_STEPS = {"decode-1": (1, 1), "decode-8": (8, 8), "decode-32": (32, 32), "prefill-2048": (2048, 133)}
-"""Rows of a case and of its twin."""
+_STEPS = {
+    "decode-1": (1, 1, 136),
+    "decode-8": (8, 8, 1160),
+    "decode-32": (32, 32, 136),
+    "prefill-2048": (2048, 133, 136),
+}
+"""Rows of a case and of its twin, and the twin's inputs: in one of them more blocks than any pipeline has stages."""
 
 
 def product_cases(*roles: str) -> tuple[Case, ...]:
     """Products of real models, decoding and reading prompts. Their twins have odd remainders of usual tiles."""
     return tuple(
         Case(f"{model}-{role}-{step}", {"T": rows, "N": products[role][0], "K": products[role][1]},
-             {"T": twin_rows, "N": 136, "K": 136})
-        for model, products in _PRODUCTS.items() for role in roles for step, (rows, twin_rows) in _STEPS.items()
+             {"T": twin_rows, "N": 136, "K": width})
+        for model, products in _PRODUCTS.items() for role in roles for step, (rows, twin_rows, width) in _STEPS.items()
     )  # fmt: skip
 
 

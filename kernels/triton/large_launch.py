@@ -15,7 +15,7 @@ from itertools import product as every
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
 from ...ops.types import Reason, Site, dtype_name
-from .launching import VECTOR_BYTES, warps
+from .launching import VECTOR_BYTES, misfit, warps
 from .overlap import overlaps
 from .rms_norm import MAX_WIDTH
 
@@ -23,7 +23,7 @@ _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: w
 _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
 _FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
-_MIN_SHARE = 2048  # of K: less is sooner read than shared
+_MIN_SHARE, _MAX_SHARES = 2048, 16  # of K: less is sooner read than shared; and of a tile, whose sums lie in memory
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
@@ -55,9 +55,13 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
-    """Why a launch does not fit the device's memory per block, or its registers, if it does not."""
+    """Why a launch does not fit the grid, the device's memory per block or its registers, if it does not."""
+    if (reason := misfit(launch, from_zero=frozenset({"waves_per_eu"}))) is not None:
+        return reason
+    if launch["parts"] > 2 or launch["shares"] > min(_MAX_SHARES, -(-site.dim("K") // launch["block_k"])):
+        return Reason("launch", f"takes 1 or 2 parts, and shares of K up to its blocks and to {_MAX_SHARES}")
     if launch["block_t"] <= _LOW[0] and launch["block_k"] >= _LOW[2] and not _copies_whole(site, profile):
-        return Reason("shape", f"takes tiles of {_LOW[0]} rows and {_LOW[2]} of K only where they are copied to wgmma")
+        return Reason("shape", f"takes {_LOW[2]} of K in so low a tile only where blocks are copied whole to wgmma")
     needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
     if needed <= limit:
         return None
@@ -75,11 +79,11 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
 
 def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """Of every tile that fits, the two deepest in two orders; the default first. The smallest tile fits everywhere."""
-    for tile in [each for each in _tiles(site, profile, bucket) if _deepest(site, profile, bucket, each)] or [
-        _SMALLEST
-    ]:
-        for launch, group_t in every(_deepest(site, profile, bucket, tile), (8, 4)):
-            yield {**launch, "group_t": group_t}
+    fitting = [deepest for tile in _tiles(site, profile, bucket) if (deepest := _deepest(site, profile, bucket, tile))]
+    for deepest in fitting or [_deepest(site, profile, bucket, _SMALLEST)]:
+        for launch, group_t in every(deepest, _ORDERS):
+            if group_t == _ORDERS[0] or bucket > group_t * launch["block_t"]:
+                yield {**launch, "group_t": group_t}
 
 
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
@@ -145,7 +149,7 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
 def _num_shares(site: Site, profile: Profile, bucket: int, tile: _Tile) -> int:
     """Into so many K falls, where whole tiles leave too many units without one."""
     units, tiles = profile.compute.units or _DEFAULT_UNITS, _num_tiles(site, bucket, tile)
-    return 1 if tiles >= _FILLED * units else max(1, min(units // tiles, site.dim("K") // _MIN_SHARE))
+    return 1 if tiles >= _FILLED * units else max(1, min(units // tiles, site.dim("K") // _MIN_SHARE, _MAX_SHARES))
 
 
 def _num_tiles(site: Site, bucket: int, tile: _Tile) -> int:

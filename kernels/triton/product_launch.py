@@ -12,6 +12,7 @@ from itertools import product as every
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
 from ...ops.types import Reason, Site, dtype_name
+from .launching import misfit
 from .overlap import overlaps
 
 MAX_ROWS = 64
@@ -64,7 +65,9 @@ def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
-    """Why a launch does not fit the device's memory per block, or its compiler, if it does not."""
+    """Why a launch does not fit the grid, the device's memory per block or its compiler, if it does not."""
+    if (reason := misfit(launch, from_zero=frozenset({"block_t", "early"}))) is not None:
+        return reason
     if launch["block_n"] >= _TCGEN05_ROWS and launch["block_t"] and _shares_operand(site, profile):
         return Reason("shape", f"is no product for tcgen05: fewer than {_TCGEN05_ROWS} outputs a tile")
     if launch.get("unrolled") and site.dim("K") > _UNROLLED_TILES * launch["block_k"]:
@@ -168,7 +171,7 @@ def _planes(site: Site) -> int:
 
 
 def _outputs(site: Site) -> int:
-    """Of a tile: of float32, which is not multiplied in matrix units, more do not stay in registers."""
+    """Of a tile: of float32, which NVIDIA's matrix units do not multiply, more do not stay in registers."""
     return (64 if site.dtypes["x"].itemsize == 2 else 32) // _planes(site)
 
 

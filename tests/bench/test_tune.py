@@ -93,6 +93,21 @@ def test_with_a_clock_it_chooses_and_the_row_is_timed_alone_and_made_anew(bench:
     assert row.launch == {"repeats": 12}
 
 
+def test_the_launch_that_a_row_has_is_tried_too(bench: Bench, tmp_path: Path) -> None:
+    """A search that knew more than the kernel names may have found it: a faster one is not lost to a slower."""
+    made = tuning(bench, tmp_path)
+    assert [note["launch"] for note in notes(made, REPEATING)] == [{"repeats": 2}]
+    narrow = replace(REPEATING, configurations=lambda *_: [{"repeats": 12}])
+    tried: list[int] = []
+
+    def clock(kernel: Kernel, launch: Launch, budget_s: float) -> float:
+        tried.append(int(launch["repeats"]))
+        return float(launch["repeats"])
+
+    (note,) = notes(tuning(bench, tmp_path, clock=clock), narrow)
+    assert (note["launch"], set(tried)) == ({"repeats": 2}, {2, 12, 40})
+
+
 def test_a_binding_reads_what_was_written(bench: Bench, tmp_path: Path) -> None:
     notes(tuning(bench, tmp_path), REPEATING)
     site = odd()[0].site

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ambidex.bench.ops import Selection
 from ambidex.bench.shapes import SHAPES, write_config
 from ambidex.bench.step import StepBench
 from ambidex.bench.trials import Trial
 from ambidex.bench.tune_steps import Search, bench_of
 from ambidex.cli import run
-from ambidex.ops import tuned
+from ambidex.ops import discovery, tuned
 from ambidex.ops.contract import Kernel
+from ambidex.ops.types import Weight
 
 PRODUCTS = Selection(ops="*linear*")
 LEVELS = ("low", "middle", "high")
@@ -100,6 +103,32 @@ def test_a_launch_that_was_fast_once_and_not_again_is_not_taken(
     assert set(asked[-1].values()) == {"middle"}, "low was slower when timed again, high was not timed again"
 
 
+def test_what_is_tried_runs_in_the_step_at_its_site_alone(bench: StepBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that counts its calls: the capture makes one a layer, with the weight of its site, in a part too."""
+    counted: list[tuple[str, int]] = []
+
+    def counting(of: Kernel) -> Kernel:
+        def counts(x: torch.Tensor, *args: Any, **params: Any) -> torch.Tensor:
+            weight = next(arg for arg in args if isinstance(arg, Weight) and len(arg.shape) == 2)
+            counted.append((weight.role.rpartition(".")[2], x.shape[0]))
+            result: torch.Tensor = of.run(x, *args, **params)
+            return result
+
+        return replace(of, name="counting", run=counts)
+
+    for op, role in (("linear_add", "o"), ("norm_linear", "qkv")):
+        search = Search(bench, (2, 32), Selection(ops=op, cases=f"*.{role}-8"))
+        (site,) = search.sites
+        kernel = counting(discovery.kernels()[f"{op}_cpu"])
+        monkeypatch.setitem(discovery.kernels(), "counting", kernel)
+        monkeypatch.setattr(search, "_at", site)
+        assert kernel.launch is not None
+        counted.clear()
+        assert search.seconds(kernel, kernel.launch(site, bench.decided.profile, 8), 0.0) > 0
+        assert set(counted) == {(role, 2)}
+        assert len(counted) % SHAPES["tiny"].num_layers == 0
+
+
 def test_the_command_searches_steps_on_this_machine(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +161,8 @@ def test_the_command_searches_steps_on_this_machine(
         (["MODEL", "--steps", "8"], "requests and tokens of context, as in 8x1024"),
         (["MODEL", "--steps", "0x64"], "requests and tokens of context, as in 8x1024"),
         (["MODEL", "--steps", "2x32", "--ops", "zzz"], "nothing fits 'zzz' with a case '*'"),
+        (["MODEL", "--steps", "2x32,7x64"], "two of these steps have rows of one bucket"),
+        (["MODEL", "--steps", "2x32", "--fresh"], "steps make the rows of their buckets anew"),
     ],
 )
 def test_steps_that_cannot_be_tuned(

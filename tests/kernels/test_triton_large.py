@@ -100,6 +100,26 @@ def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
         assert large_launch.launch(other, load(name), 64)["block_t"] == 128
 
 
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"shares": 0}, "takes shares from 1 on, not 0"),
+        ({"programs": -1}, "takes programs from 1 on, not -1"),
+        ({"block_t": 48}, "takes a power of two for block_t, not 48"),
+        ({"num_warps": 3}, "takes a power of two for num_warps, not 3"),
+        ({"shares": 17}, "shares of K up to its blocks and to 16"),
+        ({"parts": 3}, "takes 1 or 2 parts"),
+    ],
+)
+def test_a_launch_that_no_grid_and_no_compiler_takes_is_refused(asked: Launch, text: str) -> None:
+    profile, where = load("nvidia-h200-sxm"), site("linear", 4096, 4096, torch.bfloat16)
+    launch = large_launch.launch(where, profile, 128)
+    assert large_launch.fits(where, profile, launch) is None
+    reason = large_launch.fits(where, profile, {**launch, **asked})
+    assert reason is not None
+    assert (reason.code, text in reason.text) == ("launch", True), reason
+
+
 def test_two_programs_of_a_unit_fit_beside_one_another() -> None:
     profile, where = load("nvidia-h200-sxm"), site("gated_linear", 28672, 4096, torch.bfloat16)
     limit, units = profile.on_chip.shared_memory_per_block_kib, profile.compute.units

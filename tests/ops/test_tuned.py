@@ -22,6 +22,7 @@ from ambidex.ops.launches import Launches, launch_reason, parse_choice
 from ambidex.ops.layouts import PANEL16, dense
 from ambidex.ops.manifest import fingerprint, manifest
 from ambidex.ops.reference import ReferenceOps
+from ambidex.ops.support import bucket_of
 from ambidex.ops.tracing import Recorder
 from ambidex.ops.tuned import Row, Table, Tuned, TunedError, distance, read, timed_dims, written
 from ambidex.ops.types import Determinism, Reason, Site
@@ -160,6 +161,16 @@ def test_every_row_that_is_shipped_can_be_read() -> None:
         for each in found.rows:
             assert each.kernel in discovery.kernels(), f"{found.family}/{found.op}: {each.kernel} is gone"
             assert discovery.kernels()[each.kernel].op == found.op
+
+
+def test_every_launch_that_is_shipped_is_one_that_its_kernel_takes() -> None:
+    for found in tuned.load(tuned.FOLDER):
+        profile = load(found.profile)
+        for each in found.rows:
+            dtypes = {name: getattr(torch, word) for name, word in each.dtypes.items()}
+            where, bucket = Site(found.op, "w", each.dims, dtypes), bucket_of(each.rows, contract.Policy())
+            reason = launch_reason(discovery.kernels()[each.kernel], where, profile, bucket, each.launch)
+            assert reason is None, f"{found.family}/{found.op}: {each.kernel} of {each.rows} rows: {reason}"
 
 
 # Exact, near, derived

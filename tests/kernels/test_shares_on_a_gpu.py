@@ -1,0 +1,47 @@
+"""Shares of K on a real device: programs that add up one another's sums arrive in any order, the bits stay the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ambidex.backends.choosing import places
+from ambidex.kernels.triton import large_launch
+from ambidex.kernels.triton.large_product import large_product
+from ambidex.kernels.triton.product import counters
+from ambidex.ops.layouts import dense
+from ambidex.ops.types import Site
+from torch.nn.functional import linear, silu
+
+REPEATS = 100
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shares", [2, 4, 7])
+@pytest.mark.parametrize("op", ["linear", "linear_add", "gated_linear"])
+def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: str, shares: int) -> None:
+    place = next((each for each in places() if each.report.vendor != "cpu" and each.match.profile), None)
+    if place is None or not torch.cuda.is_available():
+        pytest.skip("no GPU with a profile is here")
+    profile, device = place.match.profile, place.backend.device(place.report)
+    assert profile is not None
+    is_gated, width, outputs, rows = op == "gated_linear", 7 * 2048, 4096, 100
+    site = Site(op, "w", {"N": outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), torch.bfloat16))
+    launch = {**large_launch.launch(site, profile, 128), "shares": shares}
+    assert large_launch.fits(site, profile, launch) is None
+    generator = torch.Generator(device).manual_seed(shares)
+    x, values, residual = (
+        torch.randn(size, device=device, generator=generator, dtype=torch.bfloat16) * scale
+        for size, scale in (((rows, width), 1.0), ((outputs, width), width**-0.5), ((rows, outputs), 1.0))
+    )
+    weight, added = dense("w", values), residual if op == "linear_add" else None
+
+    def run() -> torch.Tensor:
+        return large_product(x, weight, None, None, added, gated=is_gated, **launch)
+
+    first = run()
+    assert all(torch.equal(first, run()) for _ in range(REPEATS))
+    assert not counters(x.device).any(), "every launch leaves zeros"
+    wanted = linear(x.double(), values.double())
+    wanted = silu(wanted[:, : outputs // 2]) * wanted[:, outputs // 2 :] if is_gated else wanted
+    wanted = wanted if added is None else wanted + added.double()
+    assert float((first.double() - wanted).abs().max() / wanted.abs().max()) < 2e-2
