@@ -122,6 +122,7 @@ class Kernel:
     refuses_launch(site, profile, launch): a further reason not to launch so, or None: asked of launches that come from
         a measured row of another site or device. A kernel of devices with memory per block that gives neither this nor
         `on_chip_bytes` gets no launch but those that it offers.
+    scratch_row_bytes(site, launch): what it takes for itself while it runs, a row of its call, beyond a copy of x.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Kernel:
     on_chip_bytes: Callable[[Launch], int] | None = None
     configurations: Callable[[Site, Profile, int], Iterable[Launch]] | None = None
     refuses_launch: Callable[[Site, Profile, Launch], Reason | None] | None = None
+    scratch_row_bytes: Callable[[Site, Launch], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def step_needs(sites: Iterable[BoundSite], vocabulary_size: int) -> StepNeeds:
     served = [each for site in sites for each in _served(site)]
     rows = [_row_bytes(site, by_reference=by_reference) for site, by_reference in served if site.rows == "tokens"]
     upcast = [4 * prod(weight.shape) for site, by_reference in served if by_reference for weight in site.weights]
-    row_bytes = _INDEX_BYTES + ceil(sum(rows))
+    row_bytes = _INDEX_BYTES + ceil(sum(rows)) + max(map(_scratch_row_bytes, sites), default=0)
     copies = max((_sampler_copies(site) for site in sites if site.site.op == "sample"), default=0)
     return StepNeeds(row_bytes, torch.float32.itemsize * vocabulary_size, copies, max(upcast, default=0))
 
@@ -59,6 +59,16 @@ def _sampler_copies(bound: BoundSite) -> int:
     found = kernels()
     languages = [found[each.chosen].language if each.chosen in found else "torch" for each in bound.choices]
     return max(_COPIES_IN.get(language, _COPIES) for language in languages)
+
+
+def _scratch_row_bytes(bound: BoundSite) -> int:
+    """Of the kernel that takes most for itself: what one has used serves the next."""
+    found = kernels()
+    own = [
+        kernel.scratch_row_bytes(bound.site, choice.launch) for choice in bound.choices
+        if (kernel := found.get(choice.chosen)) and kernel.scratch_row_bytes
+    ]  # fmt: skip
+    return max([*own, *map(_scratch_row_bytes, bound.parts)], default=0)
 
 
 def _served(bound: BoundSite) -> Iterator[tuple[Site, bool]]:

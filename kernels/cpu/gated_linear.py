@@ -7,7 +7,7 @@ import torch
 from ...ops.contract import Kernel
 from ...ops.layouts import PANEL16
 from ...ops.types import Determinism, Weight
-from .levels import level_launch
+from .levels import level_launch, widened_row_bytes
 from .limits import FLOATS, gated_reason
 from .product import product
 
@@ -23,5 +23,6 @@ KERNELS = (
     Kernel(
         "gated_linear_cpu", op="gated_linear", language="cpu", run=gated_linear_cpu, dtypes=FLOATS,
         determinism=Determinism.BATCH, priority=100, layout=PANEL16, refuses=gated_reason, launch=level_launch,
+        scratch_row_bytes=widened_row_bytes,
     ),
 )  # fmt: skip

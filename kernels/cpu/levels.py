@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
+
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
 from ...ops.types import Site
@@ -39,6 +41,14 @@ def _best_here() -> Level:
         return load().cpu_level
     except LibraryMissing:
         return Level.AMX
+
+
+def widened_row_bytes(site: Site, launch: Launch) -> int:
+    """What a product's own copy of a row takes beyond x's: values that the level does not multiply in 16 bits are
+    widened."""
+    x, level = site.dtypes["x"], LEVELS[str(launch["level"])]
+    multiplies = x == torch.float32 or (x == torch.bfloat16 and level >= Level.AVX512_BF16)
+    return 0 if multiplies else site.dim("K") * (torch.float32.itemsize - x.itemsize)
 
 
 def level_launch(site: Site, profile: Profile, bucket: int) -> Launch:

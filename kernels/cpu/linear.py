@@ -7,7 +7,7 @@ import torch
 from ...ops.contract import Kernel
 from ...ops.layouts import PANEL16
 from ...ops.types import Determinism, Weight
-from .levels import level_launch
+from .levels import level_launch, widened_row_bytes
 from .limits import FLOATS, product_reason
 from .product import product
 
@@ -22,5 +22,6 @@ KERNELS = (
     Kernel(
         "linear_cpu", op="linear", language="cpu", run=linear_cpu, dtypes=FLOATS, determinism=Determinism.BATCH,
         priority=100, layout=PANEL16, refuses=product_reason, launch=level_launch,
+        scratch_row_bytes=widened_row_bytes,
     ),
 )  # fmt: skip

@@ -102,3 +102,11 @@ def test_references_count_their_float32() -> None:
     largest = max(weight.shape[0] * weight.shape[1] for site in sites for weight in site.weights)
     assert by_reference.fixed_bytes == 4 * largest
     assert by_kernels.fixed_bytes == 0
+
+
+def test_what_a_level_widens_is_counted_once() -> None:
+    """A level that multiplies bfloat16 keeps no row in float32; one that does not keeps the widest input of all."""
+    sites = model_sites(None, "bfloat16", load("cpu-avx2"))
+    avx2, amx = (step_needs(bind(sites, load(name)).sites, VOCABULARY) for name in ("cpu-avx2", "cpu-amx"))
+    widest = max(site.dim("K") for site in sites if site.op in ("gated_linear", "linear_add", "norm_linear"))
+    assert avx2.row_bytes - amx.row_bytes == 2 * widest
