@@ -65,7 +65,7 @@ MUTATIONS = [
         "a float32 product in TF32", "product_tile",
         "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"ieee\")",
         "tl.dot(w_NK, tl.trans(x_TK), y_NT, input_precision=\"tf32\")",
-        "linear_triton_invariant", "", "machine code", "tf32: float32 is to be IEEE",
+        "linear_triton_invariant", "", "machine code", "float32 is to be IEEE",
     ),
     Mutation(
         "a sum in half the precision", "rms_norm",
