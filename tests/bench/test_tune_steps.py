@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,15 @@ def test_a_launch_that_was_fast_once_and_not_again_is_not_taken(
     times = {"low": [0.01, 0.5], "middle": [0.2], "high": [0.001]}
     _, asked = scripted(bench, monkeypatch, times, ("low", "middle"))
     assert set(asked[-1].values()) == {"middle"}, "low was slower when timed again, high was not timed again"
+
+
+def test_sites_alike_are_searched_once_and_served_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(replace(SHAPES["tiny"], intermediate_size=SHAPES["tiny"].hidden_size), tmp_path)
+    alike = bench_of(str(tmp_path), "cpu", "auto", [(2, 32)])
+    monkeypatch.setattr(sys.modules[__name__], "PRODUCTS", Selection(ops="linear_add"))
+    search, asked = scripted(alike, monkeypatch, {"low": [0.5], "middle": [0.1], "high": [0.9]}, LEVELS)
+    assert len(search.sites) == 1
+    assert asked[-1] == dict.fromkeys(("linear_add@layers.*.o", "linear_add@layers.*.down"), "middle")
 
 
 def test_what_is_tried_runs_in_the_step_at_its_site_alone(bench: StepBench, monkeypatch: pytest.MonkeyPatch) -> None:
