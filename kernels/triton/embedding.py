@@ -14,8 +14,8 @@ from .language import jit, tl
 from .launching import VECTOR_BYTES, options, power, warps
 from .overlap import joined, overlaps, released
 
-_VECTORS = 4  # 16-byte loads that a thread has in flight
-_MIN_THREADS, _MAX_THREADS = 32, 256
+_VECTORS = 2  # 16-byte loads that a thread has in flight
+_MIN_THREADS, _MAX_THREADS = 32, 128
 
 
 @jit()
@@ -42,7 +42,7 @@ def embedding_triton(ids: torch.Tensor, weight: Weight, *, block_d: int, num_war
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    """A row a program; where that leaves units of the device idle, the row is shared by several, one load a thread."""
+    """A row a program, a long one more; where that leaves units of the device idle, still more, one load a thread."""
     return _of(site, profile, _VECTORS if bucket >= (profile.compute.units or 1) else 1)
 
 
@@ -55,7 +55,7 @@ def _of(site: Site, profile: Profile, vectors: int) -> Launch:
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    for vectors in (1, 2, _VECTORS):
+    for vectors in (1, _VECTORS, 2 * _VECTORS):
         yield _of(site, profile, vectors)
 
 

@@ -1,16 +1,17 @@
 # pyright: basic
 """qkv_rope_store in Triton: one launch between the QKV product and attention; k and v go straight to their pages.
 
-A program takes one token and BLOCK_H of its heads, which may be of all three kinds: every element is loaded with its
-partner of the rotation, normed where its head is, turned where it is turned, and stored where its head belongs. What
-happens to a row depends on that row alone.
+A program takes one token and BLOCK_H of its heads, which may be of all three kinds. Every value is loaded once: the
+pairs that a rotation turns as two halves, what is beyond them as a third piece. A piece is normed where its head is,
+turned where it is turned, and stored where its head belongs. What happens to a row depends on that row alone.
 
-Letters: T tokens, H heads of a tile, D head size, R pairs that are turned.
+Letters: T tokens, H heads of a tile, D head size, R pairs that are turned, P values of a piece.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product as every
 
 import torch
 
@@ -22,7 +23,10 @@ from .language import jit, tl
 from .launching import options, power, warps
 from .overlap import joined, overlaps, released
 
-_HEADS = 8  # of a tile: enough programs for a single token, enough work for one
+_HEADS, _MAX_HEADS = 8, 64  # of a tile: enough programs for a single token; where tokens are many
+_TOKENS_PER_UNIT = 2  # from which on they are
+_THREADS_PER_HEAD = 16  # of few: a load of 8 bytes from each half of a head
+_HEADS_PER_WARP = 32  # of many
 
 
 @jit()
@@ -30,53 +34,69 @@ def _qkv_rope_store_kernel(
     qkv_ptr, rotation_ptr, k_ptr, v_ptr, slots_ptr, q_norm_ptr, k_norm_ptr, q_ptr,
     qkv_stride, rotation_stride, page_stride, slot_stride, head_stride, eps,
     NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, PAGE_SIZE: tl.constexpr, NORMED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_D)
-    inside = column < D
-    held = (head < NUM_HEADS + 2 * GROUPS)[:, None] & inside[None, :]
-    turned = (head < NUM_HEADS + GROUPS)[:, None] & (column < 2 * R)[None, :]
-    partner = tl.where(column < R, column + R, column - R)
+    head, pair, rest = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_P)
+    known, is_turned = head < NUM_HEADS + 2 * GROUPS, head < NUM_HEADS + GROUPS
     # Rotation and slots are older than the kernel before this one (see `overlap.py`).
-    angle = tl.where(column < R, column, column - R)
-    rotation = rotation_ptr + token * rotation_stride + angle
-    cosine_D = tl.load(rotation, mask=column < 2 * R, other=1.0)
-    sine_D = tl.load(rotation + R, mask=column < 2 * R, other=0.0)
-    sine_D = tl.where(column < R, -sine_D, sine_D)
+    angle = rotation_ptr + token * rotation_stride + pair
+    cosine_R = tl.load(angle, mask=pair < R, other=1.0)
+    sine_R = tl.load(angle + R, mask=pair < R, other=0.0)
     slot = tl.load(slots_ptr + token).to(tl.int64)
     joined(PDL)
     released(PDL)
     rows = qkv_ptr + token * qkv_stride + head[:, None] * D
-    x_HD = tl.load(rows + column[None, :], mask=held, other=0.0).to(tl.float32)
-    other_HD = tl.load(rows + partner[None, :], mask=held & turned, other=0.0).to(tl.float32)
+    paired = known[:, None] & (pair < R)[None, :]
+    low_HR = tl.load(rows + pair[None, :], mask=paired, other=0.0).to(tl.float32)
+    high_HR = tl.load(rows + R + pair[None, :], mask=paired, other=0.0).to(tl.float32)
+    held = known[:, None] & (2 * R + rest < D)[None, :]
+    rest_HP = tl.load(rows + 2 * R + rest[None, :], mask=held, other=0.0).to(tl.float32) if 2 * R < D else 0.0
     if NORMED:
-        scale_H = tl.where(head < NUM_HEADS + GROUPS, tl.rsqrt(tl.sum(x_HD * x_HD, axis=1) / D + eps), 1.0)
-        x_HD *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, column, inside, NUM_HEADS, GROUPS)
-        paired = column < 2 * R
-        other_HD *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, partner, paired, NUM_HEADS, GROUPS)
+        squares_H = tl.sum(low_HR * low_HR, axis=1) + tl.sum(high_HR * high_HR, axis=1)
+        if 2 * R < D:
+            squares_H += tl.sum(rest_HP * rest_HP, axis=1)
+        scale_H = tl.where(is_turned, tl.rsqrt(squares_H / D + eps), 1.0)
+        low_HR *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, pair, pair < R, NUM_HEADS, GROUPS)
+        high_HR *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, R + pair, pair < R, NUM_HEADS, GROUPS)
+        if 2 * R < D:
+            column = 2 * R + rest
+            rest_HP *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, column, column < D, NUM_HEADS, GROUPS)
+    cosine_HR = tl.where(is_turned[:, None], cosine_R[None, :], 1.0)
+    sine_HR = tl.where(is_turned[:, None], sine_R[None, :], 0.0)
+    first_HR = low_HR * cosine_HR - high_HR * sine_HR
+    second_HR = high_HR * cosine_HR + low_HR * sine_HR
 
-    y_HD = tl.where(turned, x_HD * cosine_D[None, :] + other_HD * sine_D[None, :], x_HD)
-
-    query = q_ptr + (token * NUM_HEADS + head[:, None]) * D + column[None, :]
-    tl.store(query, y_HD.to(q_ptr.dtype.element_ty), mask=(head < NUM_HEADS)[:, None] & inside[None, :])
-    if slot >= 0:
-        place = slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * slot_stride
-        kv_head = head.to(tl.int64) - NUM_HEADS
-        is_key, is_value = (kv_head >= 0) & (kv_head < GROUPS), (kv_head >= GROUPS) & (kv_head < 2 * GROUPS)
-        key = k_ptr + place + kv_head[:, None] * head_stride + column[None, :]
-        value = v_ptr + place + (kv_head - GROUPS)[:, None] * head_stride + column[None, :]
-        tl.store(key, y_HD.to(k_ptr.dtype.element_ty), mask=is_key[:, None] & inside[None, :])
-        tl.store(value, y_HD.to(v_ptr.dtype.element_ty), mask=is_value[:, None] & inside[None, :])
+    place = slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * slot_stride
+    targets = (q_ptr + token * NUM_HEADS * D, k_ptr + place, v_ptr + place, head_stride)
+    _stored(first_HR, pair, paired, head, slot, targets, NUM_HEADS, GROUPS, D)
+    _stored(second_HR, R + pair, paired, head, slot, targets, NUM_HEADS, GROUPS, D)
+    if 2 * R < D:
+        _stored(rest_HP, 2 * R + rest, held, head, slot, targets, NUM_HEADS, GROUPS, D)
 
 
 @jit()
 def _norms(q_norm_ptr, k_norm_ptr, head, column, wanted, NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr):
-    """What each element of a tile is multiplied by: q's norm, k's, or one."""
-    q_norm_D = tl.load(q_norm_ptr + column, mask=wanted, other=0.0).to(tl.float32)
-    k_norm_D = tl.load(k_norm_ptr + column, mask=wanted, other=0.0).to(tl.float32)
-    normed_HD = tl.where((head < NUM_HEADS)[:, None], q_norm_D[None, :], k_norm_D[None, :])
-    return tl.where((head < NUM_HEADS + GROUPS)[:, None], normed_HD, 1.0)
+    """What each element of a piece is multiplied by: q's norm, k's, or one."""
+    q_norm_P = tl.load(q_norm_ptr + column, mask=wanted, other=0.0).to(tl.float32)
+    k_norm_P = tl.load(k_norm_ptr + column, mask=wanted, other=0.0).to(tl.float32)
+    normed_HP = tl.where((head < NUM_HEADS)[:, None], q_norm_P[None, :], k_norm_P[None, :])
+    return tl.where((head < NUM_HEADS + GROUPS)[:, None], normed_HP, 1.0)
+
+
+@jit()
+def _stored(y_HP, column, held, head, slot, targets, NUM_HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr):
+    """A piece of each head, to the queries or to the token's place in the pages, if it has one."""
+    q_ptr, k_ptr, v_ptr, head_stride = targets
+    kv_head = head.to(tl.int64) - NUM_HEADS
+    query = q_ptr + head[:, None] * D + column[None, :]
+    tl.store(query, y_HP.to(q_ptr.dtype.element_ty), mask=held & (head < NUM_HEADS)[:, None])
+    if slot >= 0:
+        is_key, is_value = (kv_head >= 0) & (kv_head < GROUPS), kv_head >= GROUPS
+        key = k_ptr + kv_head[:, None] * head_stride + column[None, :]
+        value = v_ptr + (kv_head - GROUPS)[:, None] * head_stride + column[None, :]
+        tl.store(key, y_HP.to(k_ptr.dtype.element_ty), mask=held & is_key[:, None])
+        tl.store(value, y_HP.to(v_ptr.dtype.element_ty), mask=held & is_value[:, None])
 
 
 def qkv_rope_store_triton(
@@ -88,32 +108,43 @@ def qkv_rope_store_triton(
     k, v = pages.canonical("k"), pages.canonical("v")
     assert k.stride() == v.stride(), "the planes of a group lie alike"
     assert k.stride(3) == 1, "a head's values lie side by side"
-    num_tokens, (groups, size) = qkv.shape[0], k.shape[2:]
+    num_tokens, pairs, (groups, size) = qkv.shape[0], rotation.shape[1] // 2, k.shape[2:]
     q = torch.empty((num_tokens, num_heads, size), dtype=qkv.dtype, device=qkv.device)
     if num_tokens == 0:
         return q
     norms = [norm.values if norm else qkv for norm in (q_norm, k_norm)]
     _qkv_rope_store_kernel[(num_tokens, -(-(num_heads + 2 * groups) // block_h))](
         qkv, rotation, k, v, slots, *norms, q, qkv.stride(0), rotation.stride(0), *k.stride()[:3], eps,
-        NUM_HEADS=num_heads, GROUPS=groups, D=size, R=rotation.shape[1] // 2, BLOCK_H=block_h,
-        BLOCK_D=power(size), PAGE_SIZE=pages.page_size, NORMED=q_norm is not None, PDL=pdl,
+        NUM_HEADS=num_heads, GROUPS=groups, D=size, R=pairs, BLOCK_H=block_h, BLOCK_R=power(max(1, pairs)),
+        BLOCK_P=power(max(1, size - 2 * pairs)), PAGE_SIZE=pages.page_size, NORMED=q_norm is not None, PDL=pdl,
         **options(num_warps, pdl=pdl),
     )  # fmt: skip
     return q
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    return _of(_HEADS, profile)
+    """Few heads a program and short loads, until the tokens alone are programs enough: then all heads, and several
+    loads a thread."""
+    most = min(_MAX_HEADS, power(_num_heads(site)))
+    if bucket > _TOKENS_PER_UNIT * (profile.compute.units or 1):
+        return _of(most, max(1, most // _HEADS_PER_WARP), profile)
+    block_h = min(_HEADS, most)
+    return _of(block_h, warps(_THREADS_PER_HEAD * block_h, profile), profile)
 
 
-def _of(block_h: int, profile: Profile) -> Launch:
-    return {"block_h": block_h, "num_warps": warps(16 * block_h, profile), "pdl": overlaps(profile)}
+def _num_heads(site: Site) -> int:
+    return site.dim("H") + 2 * site.dim("G")
+
+
+def _of(block_h: int, num_warps: int, profile: Profile) -> Launch:
+    return {"block_h": block_h, "num_warps": num_warps, "pdl": overlaps(profile)}
 
 
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """A head's values are summed in one order for each number of heads, whatever the bucket."""
-    for block_h in (_HEADS // 2, _HEADS, 2 * _HEADS):
-        yield _of(block_h, profile)
+    for block_h, num_warps in every((4, _HEADS, 16, 32, _MAX_HEADS), (1, 2, 4, 8)):
+        threads_per_head = num_warps * profile.lane_width / block_h
+        if block_h < 2 * _num_heads(site) and 1 <= threads_per_head <= _THREADS_PER_HEAD:
+            yield _of(block_h, num_warps, profile)
 
 
 KERNELS = (

@@ -3,17 +3,16 @@
 
 Rows are spread over many programs, so that a single one occupies the device: each finds its block's largest logit, the
 sum of its exponentials, and the best sum of logit and noise. A last launch, a program a row, joins the blocks. Where
-rows are filtered two launches in between gather the tokens that the filters may keep (`filters.py`), and the last one
+rows are filtered two launches in between list the tokens that the filters may keep (`listing.py`), and the last one
 draws from those. Penalties count a row's tokens first. How a row is cut follows from the vocabulary alone: its bits do
 not depend on its company.
 
-Letters: L rows, V vocabulary, T tokens of a block or slice, N blocks of a row, S slices of a row, B bins.
+Letters: L rows, V vocabulary, T tokens of a block, N blocks of a row, S slices of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -25,31 +24,22 @@ from .filters import (
     allowed_logits,
     drawn_from_list,
     gumbel_noise,
-    needed_bins,
     philox_words,
     row_asks,
     row_best,
-    scaled_slice,
 )
 from .language import jit, tl
-from .launching import options, power, warps
+from .launching import power, warps
+from .listing import BINS, BINS_PER_UNIT, UNALIGNED, fill, room, rounded_options
 from .overlap import joined, overlaps, released
 
 _BLOCK, _BLOCK_THREADS = 2048, 128  # four 16-byte loads of logits a thread
-_SLICE, _SLICE_THREADS = 4096, 512
+_SLICE, _SLICE_THREADS = 2048, 128
 _LIST_TILE, _ROW_THREADS = 1024, 256
-_BINS, _BINS_PER_UNIT = 128, 4  # distances up to 32, in natural logarithms; what lies further away shares a bin
 _COUNTED_TOKENS = 1024  # of a program that counts
 
 
-# A row of these tensors begins wherever the number of rows puts it: one kernel serves them all.
-_UNALIGNED = [
-    "repetition_ptr", "presence_ptr", "frequency_ptr", "temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr",
-    "seeds_ptr", "positions_ptr", "prompt_lengths_ptr", "lengths_ptr",
-]  # fmt: skip
-
-
-@jit(do_not_specialize=["width", "tokens_stride"], do_not_specialize_on_alignment=_UNALIGNED)
+@jit(do_not_specialize=["width", "tokens_stride"], do_not_specialize_on_alignment=UNALIGNED)
 def _sample_counts_kernel(
     tokens_ptr, prompt_lengths_ptr, lengths_ptr, counts_ptr, width, tokens_stride, BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -66,7 +56,7 @@ def _sample_counts_kernel(
     tl.atomic_or(target, one << 31, mask=(place < prompt_length) & (place < length))
 
 
-@jit(do_not_specialize=["num_rows", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
+@jit(do_not_specialize=["num_rows", "mask_stride"], do_not_specialize_on_alignment=UNALIGNED)
 def _sample_blocks_kernel(
     logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
     top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, num_rows, width, logits_stride, mask_stride,
@@ -104,72 +94,11 @@ def _sample_blocks_kernel(
             tl.store(best_ptr + plane + own, start + place)
 
 
-@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
-def _sample_distances_kernel(
-    logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
-    top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, bins_ptr, weights_ptr, num_rows, num_blocks,
-    width, logits_stride, mask_stride, BLOCK_N: tl.constexpr, SLICE: tl.constexpr, BINS: tl.constexpr,
-    BINS_PER_UNIT: tl.constexpr, MASKED: tl.constexpr, PENALIZED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """How many of a slice's tokens lie in each bin of distances from the row's largest value, and what they weigh."""
-    joined(PDL)
-    released(PDL)
-    row = tl.program_id(0).to(tl.int64)
-    temperature, _, _, min_p, is_filtered = row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
-    if is_filtered:
-        best, _token = row_best(reals_ptr, best_ptr, row, num_rows, num_blocks, BLOCK_N)
-        top = tl.div_rn(best, temperature)
-        scaled_T, bin_T = scaled_slice(
-            logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, row,
-            tl.program_id(1) * SLICE, width, logits_stride, mask_stride, temperature, min_p, top, SLICE, BINS,
-            BINS_PER_UNIT, MASKED, PENALIZED,
-        )  # fmt: skip
-        own = row * tl.num_programs(1) + tl.program_id(1)
-        tl.store(bins_ptr + own * BINS + tl.arange(0, BINS), tl.histogram(bin_T, BINS))
-        tl.store(weights_ptr + own, tl.sum(tl.exp(scaled_T - top), axis=0))
-
-
-@jit(do_not_specialize=["num_rows", "num_blocks", "mask_stride"], do_not_specialize_on_alignment=_UNALIGNED)
-def _sample_gather_kernel(
-    logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, temperature_ptr, top_k_ptr,
-    top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr, bins_ptr, weights_ptr, values_ptr,
-    tokens_ptr, found_ptr, num_rows, num_blocks, width, logits_stride, mask_stride, BLOCK_N: tl.constexpr,
-    BLOCK_S: tl.constexpr, SLICE: tl.constexpr, BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr,
-    MASKED: tl.constexpr, PENALIZED: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Lists a slice's tokens of the needed bins, in order, behind those of the slices before it."""
-    joined(PDL)
-    released(PDL)
-    row, number, num_slices = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    temperature, top_k, top_p, min_p, is_filtered = row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
-    if is_filtered:
-        part, distance = tl.arange(0, BLOCK_S), tl.arange(0, BINS)
-        bins = bins_ptr + (row * num_slices + part[:, None]) * BINS + distance[None, :]
-        counts_SB = tl.load(bins, mask=(part < num_slices)[:, None] & (distance >= 0)[None, :], other=0)
-        weight_S = tl.load(weights_ptr + row * num_slices + part, mask=part < num_slices, other=0.0)
-        needed = needed_bins(tl.sum(counts_SB, axis=0), tl.sum(weight_S, axis=0), top_k, top_p, BINS, BINS_PER_UNIT)
-        before = tl.sum(tl.sum(tl.where((part < number)[:, None] & (distance < needed)[None, :], counts_SB, 0), 1), 0)
-        best, _token = row_best(reals_ptr, best_ptr, row, num_rows, num_blocks, BLOCK_N)
-        start = number * SLICE
-        scaled_T, bin_T = scaled_slice(
-            logits_ptr, mask_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, row, start, width,
-            logits_stride, mask_stride, temperature, min_p, tl.div_rn(best, temperature), SLICE, BINS,
-            BINS_PER_UNIT, MASKED, PENALIZED,
-        )  # fmt: skip
-        kept_T = bin_T < needed
-        place_T = row * width + before + tl.cumsum(kept_T.to(tl.int32), axis=0) - 1
-        tl.store(values_ptr + place_T, scaled_T, mask=kept_T)
-        tl.store(tokens_ptr + place_T, start + tl.arange(0, SLICE), mask=kept_T)
-        if number == num_slices - 1:
-            tl.store(found_ptr + row * 2, before + tl.sum(kept_T.to(tl.int32), axis=0))
-            tl.store(found_ptr + row * 2 + 1, needed)
-
-
-@jit(do_not_specialize=["num_rows", "num_blocks", "num_slices"], do_not_specialize_on_alignment=_UNALIGNED)
+@jit(do_not_specialize=["num_rows", "num_blocks", "num_slices"], do_not_specialize_on_alignment=UNALIGNED)
 def _sample_rows_kernel(
     logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seeds_ptr, positions_ptr, reals_ptr, best_ptr,
-    weights_ptr, values_ptr, tokens_ptr, found_ptr, ids_ptr, logprobs_ptr, normaliser_ptr, num_rows, num_blocks,
-    num_slices, width, logits_stride, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, LIST_TILE: tl.constexpr,
+    totals_ptr, values_ptr, tokens_ptr, starts_ptr, ids_ptr, logprobs_ptr, normaliser_ptr, num_rows, num_blocks,
+    num_slices, width, logits_stride, BLOCK_N: tl.constexpr, LIST_TILE: tl.constexpr,
     BINS: tl.constexpr, BINS_PER_UNIT: tl.constexpr, RANDOM: tl.constexpr, FILTERED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -186,11 +115,10 @@ def _sample_rows_kernel(
         temperature, top_k, top_p, _min_p, is_filtered = row_asks(temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row)
         is_filtered &= FILTERED
         if is_filtered:
-            part = tl.arange(0, BLOCK_S)
-            weight_S = tl.load(weights_ptr + row * num_slices + part, mask=part < num_slices, other=0.0)
+            starts = starts_ptr + row * (num_slices + 2)
             token = drawn_from_list(
-                values_ptr + row * width, tokens_ptr + row * width, tl.load(found_ptr + row * 2),
-                tl.sum(weight_S, axis=0), tl.div_rn(best, temperature), tl.load(found_ptr + row * 2 + 1), top_k,
+                values_ptr + row * width, tokens_ptr + row * width, tl.load(starts + 1 + num_slices),
+                tl.load(totals_ptr + row), tl.div_rn(best, temperature), tl.load(starts), top_k,
                 top_p, tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token, LIST_TILE, BINS, BINS_PER_UNIT,
             )  # fmt: skip
         if (temperature > 0) & ~is_filtered:
@@ -214,18 +142,21 @@ def sample_triton(
     call = _Call(logits, sampling, block, slice_size, pdl)
     _sample_blocks_kernel[(num_rows, call.num_blocks)](
         logits, *call.asked, call.reals, call.best, num_rows, *call.strides, BLOCK=block, **call.flags,
-        RANDOM=sampling.random, FILTERED=call.is_filtered, PDL=pdl, **_options(block_warps, pdl=pdl),
+        RANDOM=sampling.random, FILTERED=call.is_filtered, PDL=pdl, **rounded_options(block_warps, pdl=pdl),
     )  # fmt: skip
     if call.is_filtered:
-        _list_what_may_be_kept(call, slice_size, slice_warps)
+        fill(
+            call.lists, (logits, *call.asked, call.reals, call.best), call.num_blocks, call.strides, call.flags,
+            slice_size=slice_size, num_warps=slice_warps, pdl=pdl,
+        )  # fmt: skip
     ids = torch.empty(num_rows, dtype=torch.int64, device=logits.device)
     logprobs, normaliser = (torch.empty(num_rows, dtype=torch.float32, device=logits.device) for _ in range(2))
     _sample_rows_kernel[(num_rows,)](
-        logits, *call.asked[5:], call.reals, call.best, call.weights, *call.lists, ids, logprobs, normaliser, num_rows,
+        logits, *call.asked[5:], call.reals, call.best, *call.lists[2:], ids, logprobs, normaliser, num_rows,
         call.num_blocks, call.num_slices, width, logits.stride(0), BLOCK_N=power(call.num_blocks),
-        BLOCK_S=power(call.num_slices), LIST_TILE=list_tile, BINS=_BINS, BINS_PER_UNIT=_BINS_PER_UNIT,
+        LIST_TILE=list_tile, BINS=BINS, BINS_PER_UNIT=BINS_PER_UNIT,
         RANDOM=sampling.random, FILTERED=call.is_filtered, PDL=pdl,
-        **_options(row_warps if call.is_filtered else block_warps, pdl=pdl),
+        **rounded_options(row_warps if call.is_filtered else block_warps, pdl=pdl),
     )  # fmt: skip
     return ids, logprobs, *_top(logits, normaliser, sampling.num_logprobs)
 
@@ -234,8 +165,7 @@ class _Call:
     """What the launches of one call share.
 
     asked: mask, counts, and what the rows ask for, in the order of the kernels' operands; logits where nothing is read.
-    reals, best: [4, L, N] and [2, L, N], what the first launch finds. bins, weights: of each slice. lists: values and
-    tokens [L, V], and [L, 2] their number and the bins needed.
+    reals, best: [4, L, N] and [2, L, N], what the first launch finds. lists: of tokens that filters may keep.
     """
 
     def __init__(self, logits: torch.Tensor, sampling: Sampling, block: int, slice_size: int, pdl: bool) -> None:
@@ -248,34 +178,10 @@ class _Call:
         self.strides = (width, logits.stride(0), self.asked[0].stride(0))
         self.reals = self._room(torch.float32, 4, num_rows, self.num_blocks)
         self.best = self._room(torch.int32, 2, num_rows, self.num_blocks)
-        rows = num_rows if self.is_filtered else 0
-        self.bins = self._room(torch.int32, rows, self.num_slices, _BINS)
-        self.weights = self._room(torch.float32, rows, self.num_slices)
-        self.lists = (
-            self._room(torch.float32, rows, width), self._room(torch.int32, rows, width),
-            self._room(torch.int32, rows, 2),
-        )  # fmt: skip
+        self.lists = room(logits, num_rows if self.is_filtered else 0, self.num_slices)
 
     def _room(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=self.logits.device)
-
-
-def _list_what_may_be_kept(call: _Call, slice_size: int, num_warps: int) -> None:
-    num_rows = call.logits.shape[0]
-    shared = {
-        "BLOCK_N": power(call.num_blocks), "SLICE": slice_size, "BINS": _BINS, "BINS_PER_UNIT": _BINS_PER_UNIT,
-        **call.flags, "PDL": call.pdl, **_options(num_warps, pdl=call.pdl),
-    }  # fmt: skip
-    found = (call.logits, *call.asked, call.reals, call.best, call.bins, call.weights)
-    _sample_distances_kernel[(num_rows, call.num_slices)](*found, num_rows, call.num_blocks, *call.strides, **shared)
-    _sample_gather_kernel[(num_rows, call.num_slices)](
-        *found, *call.lists, num_rows, call.num_blocks, *call.strides, BLOCK_S=power(call.num_slices), **shared
-    )
-
-
-def _options(num_warps: int, *, pdl: bool) -> dict[str, Any]:
-    """Products and sums are rounded one by one, as the reference does it: its ids are wanted."""
-    return {**options(num_warps, pdl=pdl), "enable_fp_fusion": False}
 
 
 def _asked(logits: torch.Tensor, sampling: Sampling, pdl: bool) -> tuple[torch.Tensor, ...]:
@@ -296,7 +202,7 @@ def _counts(logits: torch.Tensor, sampling: Sampling, pdl: bool) -> torch.Tensor
     if tokens.shape[1]:
         _sample_counts_kernel[(num_rows, -(-tokens.shape[1] // _COUNTED_TOKENS))](
             tokens, sampling.prompt_lengths.contiguous(), sampling.lengths.contiguous(), counts, width,
-            tokens.stride(0), BLOCK=_COUNTED_TOKENS, PDL=pdl, **_options(4, pdl=pdl),
+            tokens.stride(0), BLOCK=_COUNTED_TOKENS, PDL=pdl, **rounded_options(4, pdl=pdl),
         )  # fmt: skip
     return counts
 
@@ -330,7 +236,7 @@ def _of(site: Site, profile: Profile, block: int, slice_size: int) -> Launch:
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """Each keeps a row's bits by itself, whatever the bucket."""
     for block in (_BLOCK // 2, _BLOCK, 2 * _BLOCK):
-        for slice_size in (_SLICE // 2, _SLICE):
+        for slice_size in (_SLICE, 2 * _SLICE):
             yield _of(site, profile, block, slice_size)
 
 

@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a rotation the other way", "qkv_rope_store",
-        "tl.where(column < R, -sine_D, sine_D)", "tl.where(column < R, sine_D, -sine_D)",
+        "high_HR * cosine_HR + low_HR * sine_HR", "high_HR * cosine_HR - low_HR * sine_HR",
         "qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
@@ -119,7 +119,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a head of values that is not stored", "qkv_rope_store",
-        "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS)", "(kv_head >= GROUPS) & (kv_head < 2 * GROUPS - 1)",
+        "(kv_head < GROUPS), kv_head >= GROUPS", "(kv_head < GROUPS), kv_head > GROUPS",
         "qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
