@@ -24,6 +24,7 @@ _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole b
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
 _FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
 _MIN_SHARE, _MAX_SHARES = 2048, 16  # of K: less is sooner read than shared; and of a tile, whose sums lie in memory
+_MIN_LAST_SHARE, _MAX_LAST_SHARES, _PAYS = 1024, 4, 0.93  # of a last round behind others; of the time without
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
@@ -50,8 +51,12 @@ def launch(site: Site, profile: Profile, bucket: int) -> Launch:
 
 
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """What is worth timing for up to `bucket` rows."""
-    yield from _launches(site, profile, bucket)
+    """What is worth timing for up to `bucket` rows: each launch, and with its last round shared where that pays."""
+    for launch in _launches(site, profile, bucket):
+        yield launch
+        shares = _last_shares(site, profile, bucket, launch)
+        if launch["shares"] < shares and launch["group_t"] == _ORDERS[0]:
+            yield {**launch, "shares": shares}
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
@@ -152,7 +157,20 @@ def _num_shares(site: Site, profile: Profile, bucket: int, tile: _Tile) -> int:
     return 1 if tiles >= _FILLED * units else max(1, min(units // tiles, site.dim("K") // _MIN_SHARE, _MAX_SHARES))
 
 
-def _num_tiles(site: Site, bucket: int, tile: _Tile) -> int:
+def _last_shares(site: Site, profile: Profile, bucket: int, launch: Launch) -> int:
+    """Into so many K falls in a last round behind others, if all rounds then take clearly less time than they did. Two
+    sums, whole or shared, stay in registers only where wgmma adds up the widest tile."""
+    tile = (launch["block_t"], launch["block_n"] * _planes(site))
+    if _planes(site) > 1 and not (_copies_whole(site, profile) and tile == _WIDE[:2]):
+        return 1
+    full, last = divmod(_num_tiles(site, bucket, tile), launch["programs"])
+    most = min(_MAX_LAST_SHARES, site.dim("K") // _MIN_LAST_SHARE)
+    rounds = {shares: -(-last * shares // launch["programs"]) / shares for shares in range(1, most + 1)}
+    fewest = min(rounds, key=lambda shares: rounds[shares], default=1)
+    return fewest if full and full + rounds[fewest] <= _PAYS * (full + 1) else 1
+
+
+def _num_tiles(site: Site, bucket: int, tile: tuple[int, ...]) -> int:
     return -(-bucket // tile[0]) * -(-site.dim("N") // tile[1])
 
 

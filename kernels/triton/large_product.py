@@ -11,8 +11,9 @@ with zeros beyond an edge and leave out what lies there; elsewhere by pointers a
 into one loop: loads of the next tile are under way while this one's epilogue runs. The epilogue works in PARTS slices
 of columns: less to hold at once in registers and on chip.
 
-Where tiles are fewer than programs, K falls into SHARES of whole blocks, each a program's. A tile's last program to
-arrive adds up all shares in their order: the same bits in every run.
+The last round, which has fewer tiles than there are programs, may be the only one. Of its tiles K falls into SHARES of
+whole blocks, each a program's. A tile's last program to arrive adds up all shares in their order: the same bits in
+every run. (Stream-K's hybrid of whole tiles and shared ones: Osama et al., arXiv:2301.03598, with equal shares.)
 
 Letters: T rows of x, N outputs, K contraction.
 """
@@ -40,6 +41,12 @@ def _tile_of(number, heights, widths, GROUP_T: tl.constexpr):
     high = tl.minimum(heights - band * GROUP_T, GROUP_T)
     place = number - band * GROUP_T * widths
     return band * GROUP_T + place % high, place // high
+
+
+@jit()
+def _tile_number(number, whole, SHARES: tl.constexpr):
+    """Of the tile that a program's number-th piece of work is, or has a share of. whole: tiles that are not shared."""
+    return number if SHARES == 1 else tl.where(number < whole, number, whole + (number - whole) // SHARES)
 
 
 @jit()
@@ -127,14 +134,16 @@ def _large_product_kernel(
     if SLICES > 1:
         program = program % SLICES * (PROGRAMS // SLICES) + program // SLICES
     heights, widths = tl.cdiv(num_rows, BLOCK_T), tl.cdiv(num_outputs, BLOCK_N)
-    for number in tl.range(program, heights * widths * SHARES, PROGRAMS, flatten=FLAT):
-        tile_row, tile_column = _tile_of(number // SHARES, heights, widths, GROUP_T)
+    tiles = heights * widths
+    whole = tiles // PROGRAMS * PROGRAMS
+    for number in tl.range(program, whole + (tiles - whole) * SHARES, PROGRAMS, flatten=FLAT):
+        tile_row, tile_column = _tile_of(_tile_number(number, whole, SHARES), heights, widths, GROUP_T)
         row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
         begin, end = 0, width
         if SHARES > 1:
             share = tl.cdiv(tl.cdiv(width, BLOCK_K), SHARES) * BLOCK_K
-            begin = number % SHARES * share
-            end = tl.minimum(begin + share, width)
+            begin = tl.where(number < whole, 0, (number - whole) % SHARES * share)
+            end = tl.where(number < whole, width, tl.minimum(begin + share, width))
         y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
         up_TN = y_TN
         for k in range(begin, end, BLOCK_K):
@@ -152,9 +161,9 @@ def _large_product_kernel(
                     up_NK = up_NK.to(tl.float32)
                 up_TN = tl.dot(x_TK, tl.trans(up_NK), up_TN, input_precision="ieee")
         # The loop above may have been joined with this one: its tile's place is computed once more, not kept.
-        tile_row, tile_column = _tile_of(number // SHARES, heights, widths, GROUP_T)
+        tile_row, tile_column = _tile_of(_tile_number(number, whole, SHARES), heights, widths, GROUP_T)
         row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
-        if SHARES == 1:
+        if SHARES == 1 or number < whole:
             _stored(
                 y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
                 BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
@@ -163,15 +172,16 @@ def _large_product_kernel(
             PLANES: tl.constexpr = 2 if GATED else 1
             SIZE: tl.constexpr = BLOCK_T * BLOCK_N
             place = tl.arange(0, BLOCK_T)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-            own = shares_ptr + tl.cast(number, tl.int64) * PLANES * SIZE
+            own = shares_ptr + tl.cast(number - whole, tl.int64) * PLANES * SIZE
             tl.store(own + place, y_TN)
             if GATED:
                 tl.store(own + SIZE + place, up_TN)
             tl.debug_barrier()  # all threads' sums are written before one of them counts
-            arrived = arrived_ptr + number // SHARES
+            waiting = (number - whole) // SHARES
+            arrived = arrived_ptr + waiting
             if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
                 tl.store(arrived, 0)
-                first = shares_ptr + tl.cast(number // SHARES, tl.int64) * SHARES * PLANES * SIZE
+                first = shares_ptr + tl.cast(waiting, tl.int64) * SHARES * PLANES * SIZE
                 y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
                 up_TN = y_TN
                 for share in range(SHARES):
@@ -217,9 +227,9 @@ def large_product(
         blocks = ((block_t, block_k), (block_n, block_k), (block_t, block_k) if residual is None else store, store)
         operands = tuple(map(_descriptor, operands, blocks))
     x_operand, weight_operand, added_operand, y_operand = operands
-    tiles = -(-num_rows // block_t) * -(-num_outputs // block_n)
-    assert shares == 1 or tiles <= NUM_COUNTERS, f"shares={shares} is of few tiles: each that waits has a counter"
-    size = tiles * shares * (2 if gated else 1) * block_t * block_n if shares > 1 else 1
+    shared_tiles = -(-num_rows // block_t) * -(-num_outputs // block_n) % programs
+    assert programs <= NUM_COUNTERS, "each tile that waits for shares has a counter"
+    size = shared_tiles * shares * (2 if gated else 1) * block_t * block_n if shares > 1 else 1
     sums = torch.empty(size, dtype=torch.float32, device=x.device)
     _large_product_kernel[(programs,)](
         x_operand, weight_operand, bias.values if bias else x, added_operand, y_operand, sums, counters(x.device),

@@ -29,16 +29,17 @@ def off(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def multiply(
-    dtype: torch.dtype, described: bool, gated: bool, biased: bool, added: bool, parts: int, shares: int = 1
-) -> None:
-    """Odd rows, outputs and widths; several tiles a program, and programs with none; shares of K, one of them empty."""
+    dtype: torch.dtype, described: bool, gated: bool, biased: bool, added: bool, parts: int, shares: int = 1,
+    programs: int = 4,
+) -> None:  # fmt: skip
+    """Odd rows, outputs and widths; 9 tiles: more than programs, or fewer; shares of K, one of them empty."""
     num_rows, num_outputs, width = 70, 88, 104
     x, values = torch.randn(num_rows, width).to(dtype), (torch.randn(num_outputs * (1 + gated), width) / 10).to(dtype)
     bias = torch.randn(values.shape[0]).to(dtype) if biased else None
     residual = torch.randn(num_rows, num_outputs).to(dtype) if added else None
     y = large_product(
         x, dense("w", values), None, None if bias is None else dense("b", bias), residual, gated=gated, block_t=32,
-        block_n=32, block_k=16, group_t=2, programs=4, slices=2, shares=shares, parts=parts, described=described,
+        block_n=32, block_k=16, group_t=2, programs=programs, slices=2, shares=shares, parts=parts, described=described,
         flat=True, pdl=False, num_warps=4, num_stages=2,
     )  # fmt: skip
     wanted = linear(x.float(), values.float(), None if bias is None else bias.float())
@@ -101,7 +102,9 @@ def attend(
 torch.manual_seed(0)
 for dtype in TOLERANCE:
     for described in (False, True):
-        multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, shares=5)
+        for programs in (4, 16):  # the last round of three has one tile, the only round has all
+            shared = {"shares": 5, "programs": programs}
+            multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, **shared)
 if sys.argv[1:] == ["shares"]:
     sys.exit()
 for dtype in TOLERANCE:

@@ -16,9 +16,10 @@ REPEATS = 100
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("behind", [False, True], ids=["the-only-round", "a-last-round"])
 @pytest.mark.parametrize("shares", [2, 4, 7])
 @pytest.mark.parametrize("op", ["linear", "linear_add", "gated_linear"])
-def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: str, shares: int) -> None:
+def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: str, shares: int, behind: bool) -> None:
     place = next((each for each in places() if each.report.vendor != "cpu" and each.match.profile), None)
     if place is None or not torch.cuda.is_available():
         pytest.skip("no GPU with a profile is here")
@@ -27,6 +28,8 @@ def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: st
     is_gated, width, outputs, rows = op == "gated_linear", 7 * 2048, 4096, 100
     site = Site(op, "w", {"N": outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), torch.bfloat16))
     launch = {**large_launch.launch(site, profile, 128), "shares": shares}
+    tiles = -(-rows // launch["block_t"]) * -(-(outputs // (1 + is_gated)) // launch["block_n"])
+    launch |= {"programs": tiles // 2 + 3} if behind else {}
     assert large_launch.fits(site, profile, launch) is None
     generator = torch.Generator(device).manual_seed(shares)
     x, values, residual = (

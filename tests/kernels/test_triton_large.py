@@ -36,10 +36,10 @@ def site(op: str, num_outputs: int, width: int, dtype: torch.dtype) -> Site:
     return Site(op, "w", {"N": num_outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), dtype))
 
 
-def compiled(where: Site, profile_name: str, rows: int) -> tuple[Compiled, int]:
+def compiled(where: Site, profile_name: str, rows: int, launch: Launch | None = None) -> tuple[Compiled, int]:
     """One product's machine code with bias and the op's epilogue, and the bytes on chip that its launch counts with."""
     profile, dtype, gated = load(profile_name), where.dtypes["x"], where.op == "gated_linear"
-    launch = large_launch.launch(where, profile, rows)
+    launch = large_launch.launch(where, profile, rows) if launch is None else launch
     x, values, bias = (
         torch.empty(shape, dtype=dtype, device="meta")
         for shape in ((300, where.dim("K")), (where.dim("N"), where.dim("K")), (where.dim("N"),))
@@ -87,6 +87,34 @@ def test_many_rows_have_whole_tiles_and_short_k_no_shares() -> None:
     assert large_launch.launch(site("linear", 64, 14336, torch.bfloat16), profile, MANY)["shares"] == 1
     assert large_launch.launch(site("linear", 64, 4095, torch.bfloat16), profile, 128)["shares"] == 1
     assert large_launch.launch(site("linear", 64, 4096, torch.bfloat16), profile, 128)["shares"] == 2
+
+
+def offered(op: str, profile_name: str, rows: int) -> list[Launch]:
+    """Launches worth timing whose last round is shared, behind others."""
+    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
+    outputs = where.dim("N") // (2 if op == "gated_linear" else 1)
+    found = [*large_launch.configurations(where, profile, rows)]
+    assert all(large_launch.fits(where, profile, each) is None for each in found)
+    return [each for each in found if each["shares"] > 1
+            and -(-rows // each["block_t"]) * -(-outputs // each["block_n"]) > each["programs"]]  # fmt: skip
+
+
+def test_a_last_round_is_shared_where_that_ends_it_sooner() -> None:
+    # 4 x 112 tiles of 128 x 128: three rounds of 132 programs, and 52 tiles, in halves 104 for 132.
+    (first, *_) = offered("gated_linear", "nvidia-h200-sxm", 512)
+    assert (first["block_t"], first["block_n"], first["programs"], first["shares"]) == (128, 128, 132, 2)
+    assert offered("gated_linear", "nvidia-h200-sxm", 1024) == [], "896 tiles are 6.8 rounds"
+    assert offered("linear_add", "nvidia-h200-sxm", MANY) == []
+
+
+@pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
+def test_a_shared_last_round_fits_without_spills(op: str, profile_name: str) -> None:
+    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
+    both = [each for rows in (256, 512) for each in offered(op, profile_name, rows)]
+    for launch in {(each["block_t"], each["block_n"], each["num_warps"]): each for each in both}.values():
+        found = compiled(where, profile_name, 512, launch)[0].machine_code
+        assert (found.spilled, found.scratch_bytes) == (0, 0), launch
+        assert found.shared_bytes <= large_launch.on_chip_bytes(where, profile, launch), launch
 
 
 def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
