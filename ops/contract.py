@@ -110,7 +110,8 @@ class Kernel:
     """One implementation of an op.
 
     run(*args, **params, **launch): the op's own signature; launch parameters come from `launch(site, profile, bucket)`.
-    determinism: what it promises. One that promises BATCH launches so that a row's sums have one order in all buckets.
+    determinism: what it promises. One that promises BATCH sums a row in one order, whatever lies beside it, if launched
+    alike; where BATCH is wanted, one launch serves all buckets.
     dtypes: of the site's main operand `x`. needs: capabilities that the profile must have.
     layout: in which its weights are to lie. page_layouts, page_sizes: pages that it accepts (multiples of 1 if empty).
     priority: among those that can serve, the highest is taken; where several have measured rows, the fastest of those.

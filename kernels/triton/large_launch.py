@@ -2,7 +2,8 @@
 
 A tile of y is as large as its sums fit the registers (128 x 256, in two halves if a weight is gated), and as many
 stages of x and W as fit on chip. Of some hundred rows such tiles would leave units idle while the weights' bytes count:
-there they are narrower, and where those are still too few, K falls into shares. `matrix_instr_nonkdim`, `waves_per_eu`
+there they are narrower, and where those are still too few, K falls into shares. Where tiles fill some rounds and leave
+units idle in the last one, shares of that round alone are worth timing. `matrix_instr_nonkdim`, `waves_per_eu`
 and `kpack` are options of AMD's compiler: the narrower matrix instruction leaves registers, and an operand is packed
 twice as wide where the instruction takes four of K at a time.
 """
@@ -164,9 +165,9 @@ def _last_shares(site: Site, profile: Profile, bucket: int, launch: Launch) -> i
     if _planes(site) > 1 and not (_copies_whole(site, profile) and tile == _WIDE[:2]):
         return 1
     full, last = divmod(_num_tiles(site, bucket, tile), launch["programs"])
-    most = min(_MAX_LAST_SHARES, site.dim("K") // _MIN_LAST_SHARE)
+    most = max(1, min(_MAX_LAST_SHARES, site.dim("K") // _MIN_LAST_SHARE))
     rounds = {shares: -(-last * shares // launch["programs"]) / shares for shares in range(1, most + 1)}
-    fewest = min(rounds, key=lambda shares: rounds[shares], default=1)
+    fewest = min(rounds, key=lambda shares: rounds[shares])
     return fewest if full and full + rounds[fewest] <= _PAYS * (full + 1) else 1
 
 

@@ -163,12 +163,8 @@ def _large_product_kernel(
         # The loop above may have been joined with this one: its tile's place is computed once more, not kept.
         tile_row, tile_column = _tile_of(_tile_number(number, whole, SHARES), heights, widths, GROUP_T)
         row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
-        if SHARES == 1 or number < whole:
-            _stored(
-                y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-                BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-            )  # fmt: skip
-        else:
+        is_done = number < whole
+        if SHARES > 1 and number >= whole:
             PLANES: tl.constexpr = 2 if GATED else 1
             SIZE: tl.constexpr = BLOCK_T * BLOCK_N
             place = tl.arange(0, BLOCK_T)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
@@ -178,9 +174,9 @@ def _large_product_kernel(
                 tl.store(own + SIZE + place, up_TN)
             tl.debug_barrier()  # all threads' sums are written before one of them counts
             waiting = (number - whole) // SHARES
-            arrived = arrived_ptr + waiting
-            if tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == SHARES - 1:
-                tl.store(arrived, 0)
+            is_done = tl.atomic_add(arrived_ptr + waiting, 1, sem="acq_rel", scope="gpu") == SHARES - 1
+            if is_done:
+                tl.store(arrived_ptr + waiting, 0)
                 first = shares_ptr + tl.cast(waiting, tl.int64) * SHARES * PLANES * SIZE
                 y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
                 up_TN = y_TN
@@ -189,10 +185,11 @@ def _large_product_kernel(
                     y_TN += tl.load(sums, cache_modifier=".cg")
                     if GATED:
                         up_TN += tl.load(sums + SIZE, cache_modifier=".cg")
-                _stored(
-                    y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-                    BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-                )  # fmt: skip
+        if SHARES == 1 or is_done:
+            _stored(
+                y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+                BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+            )  # fmt: skip
 
 
 @jit()
@@ -228,7 +225,7 @@ def large_product(
         operands = tuple(map(_descriptor, operands, blocks))
     x_operand, weight_operand, added_operand, y_operand = operands
     shared_tiles = -(-num_rows // block_t) * -(-num_outputs // block_n) % programs
-    assert programs <= NUM_COUNTERS, "each tile that waits for shares has a counter"
+    assert shares == 1 or programs <= NUM_COUNTERS, "each tile that waits for shares has a counter"
     size = shared_tiles * shares * (2 if gated else 1) * block_t * block_n if shares > 1 else 1
     sums = torch.empty(size, dtype=torch.float32, device=x.device)
     _large_product_kernel[(programs,)](

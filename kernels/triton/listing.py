@@ -3,8 +3,8 @@
 
 A row is cut into slices. One launch counts each slice's tokens by their distance from the row's largest value; the last
 program of a row to arrive adds the counts up, which tells how many of the nearest bins hold all that is kept
-(`filters.py`) and where each slice's tokens of those begin in the list. A second launch lists them; most slices have
-none, and read nothing.
+(`filters.py`) and where each slice's tokens of those begin in the list. A second launch lists them; slices without any
+read nothing.
 
 Letters: L rows, V vocabulary, T tokens of a slice, N blocks of a row, S slices of a row, B bins.
 """

@@ -20,13 +20,12 @@ from ...ops.contract import Kernel, Launch
 from ...ops.state import Pages
 from ...ops.types import Determinism, Site, Weight
 from .language import jit, tl
-from .launching import options, power, warps
+from .launching import VECTOR_BYTES, options, power, warps
 from .overlap import joined, overlaps, released
 
 _HEADS, _MAX_HEADS = 8, 64  # of a tile: enough programs for a single token; where tokens are many
 _TOKENS_PER_UNIT = 2  # from which on they are
-_THREADS_PER_HEAD = 16  # of few: a load of 8 bytes from each half of a head
-_HEADS_PER_WARP = 32  # of many
+_VALUES_PER_WARP = 4096  # of many tokens: several loads a thread
 
 
 @jit()
@@ -62,10 +61,10 @@ def _qkv_rope_store_kernel(
         if 2 * R < D:
             column = 2 * R + rest
             rest_HP *= scale_H[:, None] * _norms(q_norm_ptr, k_norm_ptr, head, column, column < D, NUM_HEADS, GROUPS)
-    cosine_HR = tl.where(is_turned[:, None], cosine_R[None, :], 1.0)
-    sine_HR = tl.where(is_turned[:, None], sine_R[None, :], 0.0)
-    first_HR = low_HR * cosine_HR - high_HR * sine_HR
-    second_HR = high_HR * cosine_HR + low_HR * sine_HR
+    turned_HR = low_HR * cosine_R[None, :] - high_HR * sine_R[None, :]
+    first_HR = tl.where(is_turned[:, None], turned_HR, low_HR)
+    turned_HR = high_HR * cosine_R[None, :] + low_HR * sine_R[None, :]
+    second_HR = tl.where(is_turned[:, None], turned_HR, high_HR)
 
     place = slot // PAGE_SIZE * page_stride + slot % PAGE_SIZE * slot_stride
     targets = (q_ptr + token * NUM_HEADS * D, k_ptr + place, v_ptr + place, head_stride)
@@ -123,17 +122,22 @@ def qkv_rope_store_triton(
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    """Few heads a program and short loads, until the tokens alone are programs enough: then all heads, and several
-    loads a thread."""
+    """Few heads a program, a vector of each half a thread, until the tokens alone are programs enough: then all heads,
+    and several vectors."""
     most = min(_MAX_HEADS, power(_num_heads(site)))
     if bucket > _TOKENS_PER_UNIT * (profile.compute.units or 1):
-        return _of(most, max(1, most // _HEADS_PER_WARP), profile)
+        return _of(most, max(1, most * power(site.dim("D")) // _VALUES_PER_WARP), profile)
     block_h = min(_HEADS, most)
-    return _of(block_h, warps(_THREADS_PER_HEAD * block_h, profile), profile)
+    return _of(block_h, warps(_threads_per_head(site) * block_h, profile), profile)
 
 
 def _num_heads(site: Site) -> int:
     return site.dim("H") + 2 * site.dim("G")
+
+
+def _threads_per_head(site: Site) -> int:
+    """So many that each has 16 bytes of a head's half."""
+    return max(1, power(max(1, site.dim("R"))) * site.dtypes["x"].itemsize // VECTOR_BYTES)
 
 
 def _of(block_h: int, num_warps: int, profile: Profile) -> Launch:
@@ -143,7 +147,7 @@ def _of(block_h: int, num_warps: int, profile: Profile) -> Launch:
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     for block_h, num_warps in every((4, _HEADS, 16, 32, _MAX_HEADS), (1, 2, 4, 8)):
         threads_per_head = num_warps * profile.lane_width / block_h
-        if block_h < 2 * _num_heads(site) and 1 <= threads_per_head <= _THREADS_PER_HEAD:
+        if block_h < 2 * _num_heads(site) and 1 <= threads_per_head <= 2 * _threads_per_head(site):
             yield _of(block_h, num_warps, profile)
 
 

@@ -7,7 +7,7 @@ rows are filtered two launches in between list the tokens that the filters may k
 draws from those. Penalties count a row's tokens first. How a row is cut follows from the vocabulary alone: its bits do
 not depend on its company.
 
-Letters: L rows, V vocabulary, T tokens of a block, N blocks of a row, S slices of a row.
+Letters: L rows, V vocabulary, T tokens of a block, N blocks of a row.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .listing import BINS, BINS_PER_UNIT, UNALIGNED, fill, room, rounded_options
 from .overlap import joined, overlaps, released
 
 _BLOCK, _BLOCK_THREADS = 2048, 128  # four 16-byte loads of logits a thread
-_SLICE, _SLICE_THREADS = 2048, 128
+_SLICE, _MAX_SLICES, _SLICE_VALUES = 2048, 64, 16  # of a row; and logits of a slice a thread
 _LIST_TILE, _ROW_THREADS = 1024, 256
 _COUNTED_TOKENS = 1024  # of a program that counts
 
@@ -217,16 +217,22 @@ def _top(logits: torch.Tensor, normaliser: torch.Tensor, num_logprobs: int) -> t
 
 
 def _launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    return _of(site, profile, _BLOCK, _SLICE)
+    return _of(site, profile, _BLOCK, _slice(site))
+
+
+def _slice(site: Site) -> int:
+    """Of a wide vocabulary longer, so that a row's counts stay in one program's registers."""
+    return max(_SLICE, power(-(-site.dim("V") // _MAX_SLICES)))
 
 
 def _of(site: Site, profile: Profile, block: int, slice_size: int) -> Launch:
     width = max(32, power(site.dim("V")))
+    slice_size = min(slice_size, width)
     return {
         "block": min(block, width),
         "block_warps": warps(_BLOCK_THREADS, profile),
-        "slice_size": min(slice_size, width),
-        "slice_warps": warps(_SLICE_THREADS, profile),
+        "slice_size": slice_size,
+        "slice_warps": warps(slice_size // _SLICE_VALUES, profile),
         "list_tile": min(_LIST_TILE, width),
         "row_warps": warps(_ROW_THREADS, profile),
         "pdl": overlaps(profile),
@@ -236,7 +242,7 @@ def _of(site: Site, profile: Profile, block: int, slice_size: int) -> Launch:
 def _configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
     """Each keeps a row's bits by itself, whatever the bucket."""
     for block in (_BLOCK // 2, _BLOCK, 2 * _BLOCK):
-        for slice_size in (_SLICE, 2 * _SLICE):
+        for slice_size in (_slice(site), 2 * _slice(site)):
             yield _of(site, profile, block, slice_size)
 
 

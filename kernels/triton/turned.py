@@ -34,7 +34,9 @@ def store_turned(
     angle = rotation_ptr + row_T[:, None] * rotation_stride + column_P[None, :]
     cosine_TP = tl.load(angle, mask=turned, other=1.0)
     sine_TP = tl.load(angle + PAIRS, mask=turned, other=0.0)
-    low_TP, high_TP = low_TP * cosine_TP - high_TP * sine_TP, high_TP * cosine_TP + low_TP * sine_TP
+    first_TP = tl.where(turned, low_TP * cosine_TP - high_TP * sine_TP, low_TP)  # where it is not, inf stays alone
+    high_TP = tl.where(turned, high_TP * cosine_TP + low_TP * sine_TP, high_TP)
+    low_TP = first_TP
 
     query = q_ptr + (row_T[:, None] * NUM_HEADS + head_P[None, :]) * (2 * PAIRS) + column_P[None, :]
     is_query = inside_T[:, None] & (head_P < NUM_HEADS)[None, :]

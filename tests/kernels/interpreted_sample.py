@@ -13,6 +13,7 @@ import pytest
 import torch
 from ambidex.bench.operands import Poison
 from ambidex.kernels.triton.language import INTERPRETED
+from ambidex.kernels.triton.product import counters
 from ambidex.kernels.triton.sample import sample_triton
 from ambidex.ops.sample import OP, Sampling
 from hypothesis import given, settings
@@ -97,6 +98,22 @@ def test_greedy_rows_and_rows_without_filters(
     off = {"top_k": torch.zeros(rows, dtype=torch.int64), "top_p": torch.ones(rows), "min_p": torch.zeros(rows)}
     logits, sampling = asked(rows, vocabulary, seed, random=random, filtered=filtered, num_logprobs=0, **off)
     same(sampled(logits, sampling), reference(logits, sampling))
+
+
+def test_rows_of_all_kinds_in_one_batch_in_any_order_of_programs() -> None:
+    """Greedy, drawn without a filter, and behind each: none reaches another. The counters end at zero."""
+    kinds = {
+        "temperature": torch.tensor([0.0, 0.8, 0.8, 0.8, 0.8]), "top_k": torch.tensor([5, 0, 7, 0, 0]),
+        "top_p": torch.tensor([0.5, 1.0, 1.0, 0.6, 1.0]), "min_p": torch.tensor([0.0, 0.0, 0.0, 0.0, 0.1]),
+    }  # fmt: skip
+    logits, sampling = asked(5, 900, 3, num_logprobs=0, **kinds)
+    for order in (torch.arange(5), torch.tensor([3, 1, 4, 0, 2])):
+        turned = {
+            name: value[order] for name, value in vars(sampling).items() if isinstance(value, torch.Tensor)
+        }  # fmt: skip
+        mixed = replace(sampling, **turned)
+        same(sampled(logits[order], mixed), reference(logits[order], mixed))
+    assert not counters(logits.device).any()
 
 
 def test_a_row_of_many_that_lie_far_apart_or_close_together() -> None:

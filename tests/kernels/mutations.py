@@ -127,6 +127,16 @@ MUTATIONS = [
         "for share in range(SHARES):", "for share in range(1, SHARES):",
         "", "", "shares",
     ),
+    Mutation(
+        "a last round that begins with the first tile", "large_product",
+        "whole + (number - whole) // SHARES)", "(number - whole) // SHARES)",
+        "", "", "shares",
+    ),
+    Mutation(
+        "slices of a row that are listed on top of one another", "listing",
+        "tl.cumsum(listed_S, axis=0)", "listed_S",
+        "", "", "sample",
+    ),
 ]  # fmt: skip
 
 
@@ -158,6 +168,10 @@ def proved(place: Path, kernel: str, cases: str, proof: str) -> subprocess.Compl
         environment["TRITON_INTERPRET"] = "1"
         script = str(ROOT / "tests" / "kernels" / "interpreted_large.py")
         command = [script, "shares"]
+    elif proof == "sample":
+        environment["TRITON_INTERPRET"] = "1"
+        script = str(ROOT / "tests" / "kernels" / "interpreted_sample.py")
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", script, "-k", "all_kinds"]
     elif proof == "meaning":
         environment["TRITON_INTERPRET"] = "1"
         command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", suite, "--ambidex-profile", "nvidia-h200-sxm",

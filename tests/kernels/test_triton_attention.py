@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +106,34 @@ def test_windows_soft_caps_and_odd_heads_compile(profile_name: str, tmp_path: Pa
     assert spilled_bytes(made, tmp_path) == 0
 
 
+def test_an_inf_in_a_value_stays_alone() -> None:
+    script = Path(__file__).with_name("interpreted_stores.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        cwd=script.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "alone\n", done.stderr
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("rows", [1, 1 << 20], ids=["few", "many"])
 @pytest.mark.parametrize("profile_name", TARGETS)
-def test_qkv_rope_store_compiles_without_spills(profile_name: str, tmp_path: Path) -> None:
+def test_qkv_rope_store_compiles_without_spills(profile_name: str, rows: int, size: int, tmp_path: Path) -> None:
+    dims = {"H": 32, "G": 8, "D": size, "R": size // 2, "norm": True}
+    (kernel,) = qkv_rope_store.KERNELS
+    assert kernel.launch is not None
+    launch = kernel.launch(Site("qkv_rope_store", "", dims, {"x": torch.bfloat16}), load(profile_name), rows)
+    assert launch["block_h"] == (8 if rows == 1 else 64)
     constants = {
-        "NUM_HEADS": 32, "GROUPS": 8, "D": 128, "R": 64, "BLOCK_H": 8, "BLOCK_D": 128, "PAGE_SIZE": 16, "NORMED": True,
-        "PDL": False,
+        "NUM_HEADS": 32, "GROUPS": 8, "D": size, "R": size // 2, "BLOCK_H": launch["block_h"], "BLOCK_R": size // 2,
+        "BLOCK_P": 1, "PAGE_SIZE": 16, "NORMED": True, "PDL": False,
     }  # fmt: skip
-    warps = 128 // load(profile_name).lane_width
-    made = compiled(qkv_rope_store._qkv_rope_store_kernel, profile_name, constants, num_warps=warps)
+    made = compiled(qkv_rope_store._qkv_rope_store_kernel, profile_name, constants, num_warps=launch["num_warps"])
     assert spilled_bytes(made, tmp_path) == 0
 
 

@@ -1,14 +1,15 @@
-"""Shares of K on a real device: programs that add up one another's sums arrive in any order, the bits stay the same."""
+"""What programs of a launch do for one another on a real device: they arrive in any order, the bits stay the same."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from ambidex.backends.choosing import places
-from ambidex.kernels.triton import large_launch
+from ambidex.kernels.triton import large_launch, sample
 from ambidex.kernels.triton.large_product import large_product
 from ambidex.kernels.triton.product import counters
 from ambidex.ops.layouts import dense
+from ambidex.ops.sample import OP
 from ambidex.ops.types import Site
 from torch.nn.functional import linear, silu
 
@@ -28,6 +29,7 @@ def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: st
     is_gated, width, outputs, rows = op == "gated_linear", 7 * 2048, 4096, 100
     site = Site(op, "w", {"N": outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), torch.bfloat16))
     launch = {**large_launch.launch(site, profile, 128), "shares": shares}
+    launch["flat"] = launch["described"] and not is_gated and behind  # as launches with several rounds are
     tiles = -(-rows // launch["block_t"]) * -(-(outputs // (1 + is_gated)) // launch["block_n"])
     launch |= {"programs": tiles // 2 + 3} if behind else {}
     assert large_launch.fits(site, profile, launch) is None
@@ -48,3 +50,23 @@ def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: st
     wanted = silu(wanted[:, : outputs // 2]) * wanted[:, outputs // 2 :] if is_gated else wanted
     wanted = wanted if added is None else wanted + added.double()
     assert float((first.double() - wanted).abs().max() / wanted.abs().max()) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocabulary", [128256, 151936])
+def test_a_hundred_draws_behind_filters_are_the_ops_own(vocabulary: int) -> None:
+    """A row's programs count in any order, its last one says where each slice's tokens go."""
+    place = next((each for each in places() if each.report.vendor != "cpu" and each.match.profile), None)
+    if place is None or not torch.cuda.is_available():
+        pytest.skip("no GPU with a profile is here")
+    profile, device = place.match.profile, place.backend.device(place.report)
+    assert profile is not None
+    assert sample.KERNELS[0].launch is not None
+    site = Site("sample", "logits", {"V": vocabulary}, {"x": torch.float32})
+    launch = sample.KERNELS[0].launch(site, profile, 32)
+    (logits, sampling), _ = OP.inputs({"L": 32, "V": vocabulary}, torch.float32, device, torch.Generator())
+    assert OP.reference is not None
+    wanted = OP.reference(logits, sampling)[0]
+    for _ in range(REPEATS):
+        assert torch.equal(sample.sample_triton(logits, sampling, **launch)[0], wanted)
+    assert not counters(device).any(), "every launch leaves zeros"
