@@ -19,6 +19,7 @@ trace    no kernel runs: the sites of each case's call, and who a binding would 
     --ambidex-kernels PATTERN  of kernels' names; references are called <op>.reference and <op>.parts
     --ambidex-language NAME    only kernels of this language
     --ambidex-cases KIND       `twins` (small, the default) or `full`
+    --ambidex-programs N       cut grids of a fixed size to N programs: an interpreter pays for those without work, too
 
 Errors: an unknown profile, a pattern that fits no kernel, `perf` without pytest-benchmark.
 """
@@ -45,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--ambidex-device", metavar="DEVICE", default="cpu", help="device of the tensors, or gpu (cpu)")
     group.addoption("--ambidex-kernels", metavar="PATTERN", default="*", help="kernels to try, e.g. 'linear_*'")
     group.addoption("--ambidex-language", metavar="NAME", help="only kernels of this language, as in triton")
+    group.addoption("--ambidex-programs", metavar="N", type=int, help="cut grids of a fixed size to N programs")
     group.addoption("--ambidex-cases", choices=("twins", "full"), default="twins", help="the cases or their twins")
 
 
@@ -91,7 +93,8 @@ def _place(config: pytest.Config) -> Place:
         assert profile is not None
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    return Place(profile, found.backend.device(found.report), {} if elsewhere else missing_languages())
+    missing = {} if elsewhere else missing_languages()
+    return Place(profile, found.backend.device(found.report), missing, config.getoption("--ambidex-programs"))
 
 
 def _gpu() -> Any:

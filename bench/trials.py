@@ -36,11 +36,15 @@ _COMPANY = 70
 
 @dataclass(frozen=True)
 class Place:
-    """Where trials run: the profile that decides who serves, the device, and the languages that cannot run here."""
+    """Where trials run: the profile that decides who serves, the device, and the languages that cannot run here.
+
+    most_programs: to so many a launch's `programs` are cut, None: they are the device's own.
+    """
 
     profile: Profile
     device: torch.device
     missing: dict[str, str]
+    most_programs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,12 @@ class Trial:
 
     def launch(self, place: Place, num_rows: int) -> Launch:
         """As a binding without tuned rows launches so many rows."""
-        return self.kernel.launch(self.site, place.profile, bucket_of(num_rows, POLICY)) if self.kernel.launch else {}
+        if self.kernel.launch is None:
+            return {}
+        launch = self.kernel.launch(self.site, place.profile, bucket_of(num_rows, POLICY))
+        if place.most_programs is None or "programs" not in launch:
+            return launch
+        return {**launch, "programs": min(launch["programs"], place.most_programs)}
 
     def call(self, operands: Arguments, place: Place, launch: Launch | None = None) -> Any:
         """One run with poisoned memory, with this launch or the one for its number of rows."""

@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a rotation the other way", "qkv_rope_store",
-        "high_HR * cosine_HR + low_HR * sine_HR", "high_HR * cosine_HR - low_HR * sine_HR",
+        "cosine_R[None, :] + low_HR", "cosine_R[None, :] - low_HR",
         "qkv_rope_store_triton", "odd and float32",
     ),
     Mutation(
@@ -175,7 +175,7 @@ def proved(place: Path, kernel: str, cases: str, proof: str) -> subprocess.Compl
     elif proof == "meaning":
         environment["TRITON_INTERPRET"] = "1"
         command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", suite, "--ambidex-profile", "nvidia-h200-sxm",
-                   "--ambidex-kernels", kernel, "-k", cases]  # fmt: skip
+                   "--ambidex-kernels", kernel, "--ambidex-programs", "16", "-k", cases]  # fmt: skip
     else:
         folder = str(ROOT / "tests" / "machine_code" / "budgets")
         command = ["-m", "ambidex.bench.machine_code", "check", folder, "sm_90", "--kernels", kernel]

@@ -21,7 +21,7 @@ PROFILES = {"nvidia-h200-sxm": "odd and float32"}
 def suite(profile: str, wanted: str, *more: str) -> str:
     command = [
         sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", str(SUITE), "--ambidex-profile", profile,
-        "--ambidex-kernels", "*_triton*", "-k", wanted, *more,
+        "--ambidex-kernels", "*_triton*", "--ambidex-programs", "16", "-k", wanted, *more,
     ]  # fmt: skip
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=SUITE.parents[2], capture_output=True, text=True, check=False)
