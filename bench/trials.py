@@ -103,12 +103,10 @@ class Trial:
 
     def launch(self, place: Place, num_rows: int) -> Launch:
         """As a binding without tuned rows launches so many rows."""
-        if self.kernel.launch is None:
-            return {}
-        launch = self.kernel.launch(self.site, place.profile, bucket_of(num_rows, POLICY))
-        if place.most_programs is None or "programs" not in launch:
-            return launch
-        return {**launch, "programs": min(launch["programs"], place.most_programs)}
+        bucket = bucket_of(num_rows, POLICY)
+        launch = self.kernel.launch(self.site, place.profile, bucket) if self.kernel.launch else {}
+        cut = place.most_programs and "programs" in launch
+        return {**launch, "programs": min(launch["programs"], place.most_programs)} if cut else launch
 
     def call(self, operands: Arguments, place: Place, launch: Launch | None = None) -> Any:
         """One run with poisoned memory, with this launch or the one for its number of rows."""
