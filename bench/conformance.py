@@ -86,6 +86,9 @@ def _place(config: pytest.Config) -> Place:
     from .trials import Place
 
     name, device = config.getoption("--ambidex-profile"), config.getoption("--ambidex-device")
+    most_programs = config.getoption("--ambidex-programs")
+    if most_programs is not None and most_programs < 1:
+        raise pytest.UsageError(f"--ambidex-programs is {most_programs}: a launch has at least one program")
     elsewhere = name is not None and config.getoption("--ambidex-mode") in ("support", "trace")
     try:
         found = _gpu() if device == "gpu" else best(device)
@@ -94,7 +97,7 @@ def _place(config: pytest.Config) -> Place:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     missing = {} if elsewhere else missing_languages()
-    return Place(profile, found.backend.device(found.report), missing, config.getoption("--ambidex-programs"))
+    return Place(profile, found.backend.device(found.report), missing, most_programs)
 
 
 def _gpu() -> Any:

@@ -218,6 +218,7 @@ def test_trace_mode_prints_sites_and_choices(suite: Suite) -> None:
     [
         (["--ambidex-kernels", "nobody*"], "no kernel is called 'nobody*'"),
         (["--ambidex-profile", "nvidia-h300", "--ambidex-kernels", "linear_torch"], "nvidia-h300"),
+        (["--ambidex-programs", "0", "--ambidex-kernels", "linear_torch"], "at least one program"),
         (["--ambidex-mode", "guess"], "invalid choice: 'guess'"),
         (["--ambidex-mode", "perf", "-p", "no:benchmark"], "pip install 'ambidex[bench]'"),
     ],
@@ -237,3 +238,12 @@ def test_the_plugin_does_nothing_unasked(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("most", [None, 16, 1 << 20])
+def test_grids_of_a_fixed_size_are_cut_where_that_is_asked(most: int | None) -> None:
+    place = Place(load("nvidia-h200-sxm"), torch.device("cpu"), {}, most)
+    for name, programs in (("paged_attention_triton", 264), ("linear_triton_large", 132)):
+        launch = trials(name)[0].launch(place, 1)
+        assert launch["programs"] == min(programs, most or programs)
+    assert "programs" not in trials("rms_norm_triton")[0].launch(place, 1)

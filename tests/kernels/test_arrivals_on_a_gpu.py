@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ambidex.backends.choosing import places
+from ambidex.hwprofiles.schema import Profile
 from ambidex.kernels.triton import large_launch, sample
 from ambidex.kernels.triton.large_product import large_product
 from ambidex.kernels.triton.product import counters
@@ -16,16 +17,20 @@ from torch.nn.functional import linear, silu
 REPEATS = 100
 
 
+def gpu() -> tuple[Profile, torch.device]:
+    """The first device that is no CPU, and its profile; the test is skipped where there is none."""
+    for place in places():
+        if place.report.vendor != "cpu" and place.match.profile is not None and torch.cuda.is_available():
+            return place.match.profile, place.backend.device(place.report)
+    pytest.skip("no GPU with a profile is here")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("behind", [False, True], ids=["the-only-round", "a-last-round"])
 @pytest.mark.parametrize("shares", [2, 4, 7])
 @pytest.mark.parametrize("op", ["linear", "linear_add", "gated_linear"])
 def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: str, shares: int, behind: bool) -> None:
-    place = next((each for each in places() if each.report.vendor != "cpu" and each.match.profile), None)
-    if place is None or not torch.cuda.is_available():
-        pytest.skip("no GPU with a profile is here")
-    profile, device = place.match.profile, place.backend.device(place.report)
-    assert profile is not None
+    profile, device = gpu()
     is_gated, width, outputs, rows = op == "gated_linear", 7 * 2048, 4096, 100
     site = Site(op, "w", {"N": outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), torch.bfloat16))
     launch = {**large_launch.launch(site, profile, 128), "shares": shares}
@@ -56,11 +61,7 @@ def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(op: st
 @pytest.mark.parametrize("vocabulary", [128256, 151936])
 def test_a_hundred_draws_behind_filters_are_the_ops_own(vocabulary: int) -> None:
     """A row's programs count in any order, its last one says where each slice's tokens go."""
-    place = next((each for each in places() if each.report.vendor != "cpu" and each.match.profile), None)
-    if place is None or not torch.cuda.is_available():
-        pytest.skip("no GPU with a profile is here")
-    profile, device = place.match.profile, place.backend.device(place.report)
-    assert profile is not None
+    profile, device = gpu()
     assert sample.KERNELS[0].launch is not None
     site = Site("sample", "logits", {"V": vocabulary}, {"x": torch.float32})
     launch = sample.KERNELS[0].launch(site, profile, 32)
