@@ -2,10 +2,10 @@
 
 A tile of y is as large as its sums fit the registers (128 x 256, in two halves if a weight is gated), and as many
 stages of x and W as fit on chip. Of some hundred rows such tiles would leave units idle while the weights' bytes count:
-there they are narrower, and where those are still too few, K falls into shares. Where tiles fill some rounds and leave
-units idle in the last one, shares of that round alone are worth timing. `matrix_instr_nonkdim`, `waves_per_eu`
-and `kpack` are options of AMD's compiler: the narrower matrix instruction leaves registers, and an operand is packed
-twice as wide where the instruction takes four of K at a time.
+there they are narrower. A round of tiles that leaves units idle, the only one or the last of several, is cut into
+shares of K where it ends sooner so: into how many, each call's number of rows decides. `matrix_instr_nonkdim`,
+`waves_per_eu` and `kpack` are options of AMD's compiler: the narrower matrix instruction leaves registers, and an
+operand is packed twice as wide where the instruction takes four of K at a time.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: w
 _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
 _FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
-_MIN_SHARE, _MAX_SHARES = 2048, 16  # of K: less is sooner read than shared; and of a tile, whose sums lie in memory
-_MIN_LAST_SHARE, _MAX_LAST_SHARES, _PAYS = 1024, 4, 0.93  # of a last round behind others; of the time without
+_HANDED_OVER = 512  # what each share of a tile costs, in values of K that are multiplied meanwhile
+_MAX_SHARES = 8
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
@@ -44,6 +44,7 @@ _DEEP: _Tile = (128, 64, 128, 128, 1, 1)
 _LOW: _Tile = (64, 64, 128, 128, 1, 1)
 _PLAIN: _Tile = (64, 64, 32, 256, 1, 1)  # float32 multiplies outside the matrix units of NVIDIA
 _SMALLEST: _Tile = (32, 32, 16, 128, 1, 1)
+_FULL = (_TALL, _HUGE)  # leave no registers for shares
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
@@ -52,20 +53,28 @@ def launch(site: Site, profile: Profile, bucket: int) -> Launch:
 
 
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """What is worth timing for up to `bucket` rows: each launch, and with its last round shared where that pays."""
-    for launch in _launches(site, profile, bucket):
-        yield launch
-        shares = _last_shares(site, profile, bucket, launch)
-        if launch["shares"] < shares and launch["group_t"] == _ORDERS[0]:
-            yield {**launch, "shares": shares}
+    """What is worth timing for up to `bucket` rows."""
+    return _launches(site, profile, bucket)
+
+
+def shares_of(tiles: int, programs: int, width: int, most: int) -> int:
+    """Into so many shares, at most `most`, K of each tile in the last round falls: so that it ends soonest. Their sums
+    lie in memory, those of twice as many as there are programs at most."""
+    last = tiles % programs
+
+    def ends(shares: int) -> int:
+        handing = _HANDED_OVER * shares if shares > 1 else 0
+        return -(-last * shares // programs) * (-(-width // shares) + handing)
+
+    return min((each for each in range(1, most + 1) if each == 1 or last * each <= 2 * programs), key=ends)
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
     """Why a launch does not fit the grid, the device's memory per block or its registers, if it does not."""
     if (reason := misfit(launch, from_zero=frozenset({"waves_per_eu"}))) is not None:
         return reason
-    if launch["parts"] > 2 or launch["shares"] > min(_MAX_SHARES, -(-site.dim("K") // launch["block_k"])):
-        return Reason("launch", f"takes 1 or 2 parts, and shares of K up to its blocks and to {_MAX_SHARES}")
+    if launch["parts"] > 2 or launch["shares"] > _MAX_SHARES:
+        return Reason("launch", f"takes 1 or 2 parts, and up to {_MAX_SHARES} shares of K")
     if launch["block_t"] <= _LOW[0] and launch["block_k"] >= _LOW[2] and not _copies_whole(site, profile):
         return Reason("shape", f"takes {_LOW[2]} of K in so low a tile only where blocks are copied whole to wgmma")
     needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
@@ -97,11 +106,12 @@ def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
     if site.dtypes["x"].itemsize > 2:
         return (_PLAIN,)
     widest, others = _sizes(site, profile, bucket)
-    enough = _FILLED * (profile.compute.units or _DEFAULT_UNITS)
+    units = profile.compute.units or _DEFAULT_UNITS
     tiles = {tile: _num_tiles(site, bucket, tile) for tile in widest}
-    whole = [tile for tile, number in tiles.items() if number >= enough]
+    shares = {each: shares_of(tiles[each], units, site.dim("K"), _most_shares(site)) for each in widest}
+    whole = [each for each in widest if tiles[each] >= _FILLED * units]
     narrowest = [*reversed(widest)]
-    shared = [each for each in narrowest if tiles[each] * _num_shares(site, profile, bucket, each) >= enough]
+    shared = [each for each in narrowest if tiles[each] * shares[each] >= _FILLED * units]
     return tuple(dict.fromkeys([*whole, *shared, *narrowest, *others]))
 
 
@@ -127,12 +137,12 @@ def _deepest(site: Site, profile: Profile, bucket: int, tile: _Tile) -> list[Lau
 def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -> Launch:
     rows, outputs, width, threads, parts, per_unit = tile
     described = _described(site, profile)
-    shares = _num_shares(site, profile, bucket, tile)
     programs = (profile.compute.units or _DEFAULT_UNITS) * per_unit
-    # Two sums in one flat loop wait for one another: there, a loop for each tile is faster. So it is with one tile a
-    # program; but of float32, and for tcgen05, the compiler keeps only flat loops in registers.
-    is_fastest = _planes(site) == 1 and _num_tiles(site, bucket, tile) > programs
-    is_lightest = site.dtypes["x"].itemsize > 2 or (_planes(site) == 1 and "tcgen05" in profile.capabilities)
+    # With one tile a program a loop for each tile is faster; but of float32, and for tcgen05, the compiler keeps only
+    # flat loops in registers. For tcgen05 flat loops of a gated weight do not fit on chip.
+    is_fastest = _num_tiles(site, bucket, tile) > programs
+    is_wide, by_tcgen05 = site.dtypes["x"].itemsize > 2, "tcgen05" in profile.capabilities
+    is_flat = is_wide or (_planes(site) == 1 if by_tcgen05 else is_fastest)
     return {
         "block_t": rows,
         "block_n": outputs // _planes(site),
@@ -140,10 +150,10 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
         "group_t": _ORDERS[0],
         "programs": programs,
         "slices": profile.on_chip.l2_slices or 1,
-        "shares": shares,
+        "shares": 1 if tile in _FULL else _most_shares(site),
         "parts": parts,
         "described": described,
-        "flat": described and (is_fastest or is_lightest),
+        "flat": described and is_flat,
         "pdl": overlaps(profile),
         "num_warps": warps(threads, profile),
         "num_stages": stages,
@@ -152,23 +162,8 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
     }
 
 
-def _num_shares(site: Site, profile: Profile, bucket: int, tile: _Tile) -> int:
-    """Into so many K falls, where whole tiles leave too many units without one."""
-    units, tiles = profile.compute.units or _DEFAULT_UNITS, _num_tiles(site, bucket, tile)
-    return 1 if tiles >= _FILLED * units else max(1, min(units // tiles, site.dim("K") // _MIN_SHARE, _MAX_SHARES))
-
-
-def _last_shares(site: Site, profile: Profile, bucket: int, launch: Launch) -> int:
-    """Into so many K falls in a last round behind others, if all rounds then take clearly less time than they did. Two
-    sums, whole or shared, stay in registers only where wgmma adds up the widest tile."""
-    tile = (launch["block_t"], launch["block_n"] * _planes(site))
-    if _planes(site) > 1 and not (_copies_whole(site, profile) and tile == _WIDE[:2]):
-        return 1
-    full, last = divmod(_num_tiles(site, bucket, tile), launch["programs"])
-    most = max(1, min(_MAX_LAST_SHARES, site.dim("K") // _MIN_LAST_SHARE))
-    rounds = {shares: -(-last * shares // launch["programs"]) / shares for shares in range(1, most + 1)}
-    fewest = min(rounds, key=lambda shares: rounds[shares])
-    return fewest if full and full + rounds[fewest] <= _PAYS * (full + 1) else 1
+def _most_shares(site: Site) -> int:
+    return _MAX_SHARES if site.dim("K") > 4 * _HANDED_OVER else 1  # two of less never end sooner
 
 
 def _num_tiles(site: Site, bucket: int, tile: tuple[int, ...]) -> int:
@@ -204,12 +199,13 @@ def on_chip_bytes(site: Site, profile: Profile, launch: Launch) -> int:
         copied = "block_scaled_mma" in profile.capabilities
         return launch["num_stages"] * (stage + stage // 16) if copied else (launch["num_stages"] - 1) * stage
     staged = launch["num_stages"] * stage
+    barriers = _BARRIER_BYTES * (2 if launch["shares"] > 1 else 1)  # the shared round is a loop of its own
     if not launch["described"]:
-        return int(staged + _BARRIER_BYTES)
+        return int(staged + barriers)
     part = launch["block_t"] * launch["block_n"] // launch["parts"]
     copies = min(2, launch["parts"]) if "tcgen05" in profile.capabilities else 1  # the sums come from their own memory
     stored = part * max(itemsize, site.dtypes["y"].itemsize) * copies
-    return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + _BARRIER_BYTES)
+    return int(staged + stored + (part * itemsize if site.op == "linear_add" else 0) + barriers)
 
 
 def _limit(profile: Profile) -> int:

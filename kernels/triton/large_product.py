@@ -11,9 +11,13 @@ with zeros beyond an edge and leave out what lies there; elsewhere by pointers a
 into one loop: loads of the next tile are under way while this one's epilogue runs. The epilogue works in PARTS slices
 of columns: less to hold at once in registers and on chip.
 
-The last round, which has fewer tiles than there are programs, may be the only one. Of its tiles K falls into SHARES of
-whole blocks, each a program's. A tile's last program to arrive adds up all shares in their order: the same bits in
-every run. (Stream-K's hybrid of whole tiles and shared ones: Osama et al., arXiv:2301.03598, with equal shares.)
+The last round has fewer tiles than there are programs, and may be the only one. Where it ends sooner so, K of its tiles
+falls into shares of whole blocks, each a program's: into how many, the host says (`large_launch.shares_of`). A tile's
+last program to arrive adds up all shares in their order: the same bits in every run. (Stream-K's hybrid of whole tiles
+and shared ones: Osama et al., arXiv:2301.03598, with equal shares.)
+
+A gated weight's block holds rows of both halves, gates first, so that one instruction multiplies both and one
+accumulator holds them side by side.
 
 Letters: T rows of x, N outputs, K contraction.
 """
@@ -27,6 +31,7 @@ import torch
 
 from ...ops.types import Weight
 from .language import INTERPRETED, jit, tl
+from .large_launch import shares_of
 from .overlap import joined, options, released
 from .product import NUM_COUNTERS, counters
 from .rms_norm import rms_norm_triton
@@ -35,55 +40,117 @@ _ALIGNED_BYTES = 16  # what tensor descriptors ask of a tensor's start and row s
 
 
 @jit()
-def _tile_of(number, heights, widths, GROUP_T: tl.constexpr):
-    """Row and column of the number-th tile."""
+def _tile_of(number, heights, widths, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_T: tl.constexpr):
+    """First row and output of the number-th tile."""
     band = number // (GROUP_T * widths)
     high = tl.minimum(heights - band * GROUP_T, GROUP_T)
     place = number - band * GROUP_T * widths
-    return band * GROUP_T + place % high, place // high
+    return (band * GROUP_T + place % high) * BLOCK_T, place // high * BLOCK_N
 
 
 @jit()
-def _tile_number(number, whole, SHARES: tl.constexpr):
-    """Of the tile that a program's number-th piece of work is, or has a share of. whole: tiles that are not shared."""
-    return number if SHARES == 1 else tl.where(number < whole, number, whole + (number - whole) // SHARES)
+def _x_block(x, row, k, stride, num_rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DESCRIBED: tl.constexpr,
+             EVEN: tl.constexpr):  # fmt: skip
+    """[ROWS, COLUMNS] from (row, k) on; rows beyond the last are the last once more, or zeros."""
+    return x.load([row, k]) if DESCRIBED else _lines(
+        x, tl.minimum(row + tl.arange(0, ROWS), num_rows - 1), k + tl.arange(0, COLUMNS), stride, width, EVEN
+    )  # fmt: skip
 
 
 @jit()
-def _block(source, row, column, row_stride, num_rows, num_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-           DESCRIBED: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
-    """[ROWS, COLUMNS] of a matrix from (row, column) on; rows beyond the last are the last once more, or zeros."""
+def _weight_block(
+    weight, output, k, stride, num_outputs, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
+    DESCRIBED: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, COLUMNS] from (output, k) on; of a gated weight [2·ROWS, COLUMNS], those of the lower half above."""
     if DESCRIBED:
-        block = source.load([row, column])
+        block = tl.reshape(weight.load([0, output, k]), (2 * ROWS, COLUMNS)) if GATED else weight.load([output, k])
     else:
-        rows = tl.minimum(row + tl.arange(0, ROWS), num_rows - 1).to(tl.int64)
-        columns = column + tl.arange(0, COLUMNS)
-        pointers = source + rows[:, None] * row_stride + columns[None, :]
-        block = tl.load(pointers) if EVEN else tl.load(pointers, mask=(columns < num_columns)[None, :], other=0.0)
+        place = tl.arange(0, 2 * ROWS if GATED else ROWS)
+        rows = tl.minimum(output + place % ROWS, num_outputs - 1) + place // ROWS * num_outputs
+        block = _lines(weight, rows, k + tl.arange(0, COLUMNS), stride, width, EVEN)
     return block
 
 
 @jit()
-def _finished(
-    y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr, ADDED: tl.constexpr,
-    DESCRIBED: tl.constexpr,
+def _lines(matrix_ptr, rows, columns, stride, width, EVEN: tl.constexpr):
+    """Values of these rows; columns from `width` on are zeros, where EVEN does not say that there are none."""
+    pointers = matrix_ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    return tl.load(pointers) if EVEN else tl.load(pointers, mask=(columns < width)[None, :], other=0.0)
+
+
+@jit()
+def _sums(
+    x, weight, row, output, begin, end, num_rows, num_outputs, width, x_stride, weight_stride,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GATED: tl.constexpr, EVEN_K: tl.constexpr,
+    DESCRIBED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Epilogue and store of columns [output, output + COLUMNS)."""
-    columns = output + tl.arange(0, COLUMNS)
-    if HAS_BIAS:
-        y_TN += tl.load(bias_ptr + columns, mask=columns < num_outputs, other=0.0).to(tl.float32)[None, :]
-        if GATED:
-            up_N = tl.load(bias_ptr + num_outputs + columns, mask=columns < num_outputs, other=0.0)
-            up_TN += up_N.to(tl.float32)[None, :]
+    """Of a tile over [begin, end) of K: [BLOCK_T, BLOCK_N], gated [BLOCK_T, 2·BLOCK_N]."""
+    y_TN = tl.zeros((BLOCK_T, 2 * BLOCK_N if GATED else BLOCK_N), dtype=tl.float32)
+    for k in range(begin, end, BLOCK_K):
+        x_TK = _x_block(x, row, k, x_stride, num_rows, width, BLOCK_T, BLOCK_K, DESCRIBED, EVEN_K)
+        w_NK = _weight_block(
+            weight, output, k, weight_stride, num_outputs, width, BLOCK_N, BLOCK_K, GATED, DESCRIBED, EVEN_K
+        )
+        if UPCAST:
+            x_TK, w_NK = x_TK.to(tl.float32), w_NK.to(tl.float32)
+        y_TN = tl.dot(x_TK, tl.trans(w_NK), y_TN, input_precision="ieee")
+    return y_TN
+
+
+@jit()
+def _finished(
+    y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ADDED: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """A tile's epilogue: SwiGLU, then the rest in PARTS slices of columns."""
+    COLUMNS: tl.constexpr = BLOCK_N // PARTS
+    BIAS_LEFT: tl.constexpr = HAS_BIAS and not GATED
     if GATED:
+        y_TN, up_TN = _halves(y_TN, BLOCK_T, BLOCK_N)
+        if HAS_BIAS:
+            y_TN += _bias(bias_ptr, output, num_outputs, BLOCK_N)
+            up_TN += _bias(bias_ptr + num_outputs, output, num_outputs, BLOCK_N)
         y_TN = y_TN / (1.0 + tl.exp(-y_TN)) * up_TN
+    if PARTS == 1:
+        _stored(
+            y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, BLOCK_T,
+            COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+        )  # fmt: skip
+    else:
+        left_TN, right_TN = _halves(y_TN, BLOCK_T, COLUMNS)
+        _stored(
+            left_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, BLOCK_T,
+            COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+        )  # fmt: skip
+        _stored(
+            right_TN, bias_ptr, residual, y, row, output + COLUMNS, num_rows, num_outputs, residual_stride, y_stride,
+            BLOCK_T, COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+        )  # fmt: skip
+
+
+@jit()
+def _bias(bias_ptr, output, num_outputs, COLUMNS: tl.constexpr):
+    """[1, COLUMNS]"""
+    columns = output + tl.arange(0, COLUMNS)
+    return tl.load(bias_ptr + columns, mask=columns < num_outputs, other=0.0).to(tl.float32)[None, :]
+
+
+@jit()
+def _stored(
+    y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, HAS_BIAS: tl.constexpr, ADDED: tl.constexpr, DESCRIBED: tl.constexpr,
+):  # fmt: skip
+    """Columns [output, output + COLUMNS), with the bias, and the residual, if one is ADDED."""
+    if HAS_BIAS:
+        y_TN += _bias(bias_ptr, output, num_outputs, COLUMNS)
     if DESCRIBED:
         if ADDED:
             y_TN += residual.load([row, output]).to(tl.float32)
         y.store([row, output], y_TN.to(y.dtype))
     else:
-        rows = (row + tl.arange(0, ROWS)).to(tl.int64)
+        rows, columns = (row + tl.arange(0, ROWS)).to(tl.int64), output + tl.arange(0, COLUMNS)
         held = (rows < num_rows)[:, None] & (columns < num_outputs)[None, :]
         if ADDED:
             added = tl.load(residual + rows[:, None] * residual_stride + columns[None, :], mask=held, other=0.0)
@@ -91,105 +158,57 @@ def _finished(
         tl.store(y + rows[:, None] * y_stride + columns[None, :], y_TN.to(y.dtype.element_ty), mask=held)
 
 
-@jit()
-def _stored(
-    y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ADDED: tl.constexpr, DESCRIBED: tl.constexpr,
-):  # fmt: skip
-    """A tile's epilogue in PARTS slices."""
-    COLUMNS: tl.constexpr = BLOCK_N // PARTS
-    if PARTS == 1:
-        _finished(
-            y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-            BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-        )  # fmt: skip
-    else:
-        left_TN, right_TN = _halves(y_TN, BLOCK_T, COLUMNS)
-        left_up_TN, right_up_TN = left_TN, right_TN
-        if GATED:
-            left_up_TN, right_up_TN = _halves(up_TN, BLOCK_T, COLUMNS)
-        _finished(
-            left_TN, left_up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride,
-            y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-        )  # fmt: skip
-        _finished(
-            right_TN, right_up_TN, bias_ptr, residual, y, row, output + COLUMNS, num_rows, num_outputs,
-            residual_stride, y_stride, BLOCK_T, COLUMNS, GATED, HAS_BIAS, ADDED, DESCRIBED,
-        )  # fmt: skip
-
-
-@jit(do_not_specialize=["num_rows"])
+@jit(do_not_specialize=["num_rows", "whole", "shares"])
 def _large_product_kernel(
-    x, weight, bias_ptr, residual, y, shares_ptr, arrived_ptr, num_rows, num_outputs, width, x_stride, weight_stride,
-    residual_stride, y_stride,
+    x, weight, bias_ptr, residual, y, shares_ptr, arrived_ptr, num_rows, num_outputs, width, whole, shares, x_stride,
+    weight_stride, residual_stride, y_stride,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_T: tl.constexpr, PROGRAMS: tl.constexpr,
-    SLICES: tl.constexpr, SHARES: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SLICES: tl.constexpr, SHARED: tl.constexpr, PARTS: tl.constexpr, GATED: tl.constexpr, HAS_BIAS: tl.constexpr,
     ADDED: tl.constexpr, EVEN_K: tl.constexpr, DESCRIBED: tl.constexpr, FLAT: tl.constexpr, UPCAST: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
+    """whole: tiles that are not shared, all or so many as whole rounds have; shares: of each of the others."""
     released(PDL)
     joined(PDL)
     program = tl.program_id(0)
     if SLICES > 1:
         program = program % SLICES * (PROGRAMS // SLICES) + program // SLICES
     heights, widths = tl.cdiv(num_rows, BLOCK_T), tl.cdiv(num_outputs, BLOCK_N)
-    tiles = heights * widths
-    whole = tiles // PROGRAMS * PROGRAMS
-    for number in tl.range(program, whole + (tiles - whole) * SHARES, PROGRAMS, flatten=FLAT):
-        tile_row, tile_column = _tile_of(_tile_number(number, whole, SHARES), heights, widths, GROUP_T)
-        row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
-        begin, end = 0, width
-        if SHARES > 1:
-            share = tl.cdiv(tl.cdiv(width, BLOCK_K), SHARES) * BLOCK_K
-            begin = tl.where(number < whole, 0, (number - whole) % SHARES * share)
-            end = tl.where(number < whole, width, tl.minimum(begin + share, width))
-        y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-        up_TN = y_TN
-        for k in range(begin, end, BLOCK_K):
-            x_TK = _block(x, row, k, x_stride, num_rows, width, BLOCK_T, BLOCK_K, DESCRIBED, EVEN_K)
-            w_NK = _block(weight, output, k, weight_stride, num_outputs, width, BLOCK_N, BLOCK_K, DESCRIBED, EVEN_K)
-            if UPCAST:
-                x_TK, w_NK = x_TK.to(tl.float32), w_NK.to(tl.float32)
-            y_TN = tl.dot(x_TK, tl.trans(w_NK), y_TN, input_precision="ieee")
-            if GATED:
-                up_NK = _block(
-                    weight, num_outputs + output, k, weight_stride, 2 * num_outputs, width, BLOCK_N, BLOCK_K, DESCRIBED,
-                    EVEN_K,
-                )  # fmt: skip
-                if UPCAST:
-                    up_NK = up_NK.to(tl.float32)
-                up_TN = tl.dot(x_TK, tl.trans(up_NK), up_TN, input_precision="ieee")
-        # The loop above may have been joined with this one: its tile's place is computed once more, not kept.
-        tile_row, tile_column = _tile_of(_tile_number(number, whole, SHARES), heights, widths, GROUP_T)
-        row, output = tile_row * BLOCK_T, tile_column * BLOCK_N
-        is_done = number < whole
-        if SHARES > 1 and number >= whole:
-            PLANES: tl.constexpr = 2 if GATED else 1
-            SIZE: tl.constexpr = BLOCK_T * BLOCK_N
-            place = tl.arange(0, BLOCK_T)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-            own = shares_ptr + tl.cast(number - whole, tl.int64) * PLANES * SIZE
-            tl.store(own + place, y_TN)
-            if GATED:
-                tl.store(own + SIZE + place, up_TN)
-            tl.debug_barrier()  # all threads' sums are written before one of them counts
-            waiting = (number - whole) // SHARES
-            is_done = tl.atomic_add(arrived_ptr + waiting, 1, sem="acq_rel", scope="gpu") == SHARES - 1
-            if is_done:
-                tl.store(arrived_ptr + waiting, 0)
-                first = shares_ptr + tl.cast(waiting, tl.int64) * SHARES * PLANES * SIZE
-                y_TN = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-                up_TN = y_TN
-                for share in range(SHARES):
-                    sums = first + share * PLANES * SIZE + place
-                    y_TN += tl.load(sums, cache_modifier=".cg")
-                    if GATED:
-                        up_TN += tl.load(sums + SIZE, cache_modifier=".cg")
-        if SHARES == 1 or is_done:
-            _stored(
-                y_TN, up_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
-                BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+    for number in tl.range(program, whole, PROGRAMS, flatten=FLAT):
+        row, output = _tile_of(number, heights, widths, BLOCK_T, BLOCK_N, GROUP_T)
+        y_TN = _sums(
+            x, weight, row, output, 0, width, num_rows, num_outputs, width, x_stride, weight_stride, BLOCK_T, BLOCK_N,
+            BLOCK_K, GATED, EVEN_K, DESCRIBED, UPCAST,
+        )  # fmt: skip
+        # The loop in there may have been joined with this one: its tile's place is computed once more, not kept.
+        row, output = _tile_of(number, heights, widths, BLOCK_T, BLOCK_N, GROUP_T)
+        _finished(
+            y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, BLOCK_T,
+            BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+        )  # fmt: skip
+    if SHARED:
+        COLUMNS: tl.constexpr = 2 * BLOCK_N if GATED else BLOCK_N
+        place = tl.arange(0, BLOCK_T)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        share_K = tl.cdiv(tl.cdiv(width, BLOCK_K), shares) * BLOCK_K
+        for piece in range(program, (heights * widths - whole) * shares, PROGRAMS):
+            waiting, begin = piece // shares, piece % shares * share_K
+            row, output = _tile_of(whole + waiting, heights, widths, BLOCK_T, BLOCK_N, GROUP_T)
+            y_TN = _sums(
+                x, weight, row, output, begin, tl.minimum(begin + share_K, width), num_rows, num_outputs, width,
+                x_stride, weight_stride, BLOCK_T, BLOCK_N, BLOCK_K, GATED, EVEN_K, DESCRIBED, UPCAST,
             )  # fmt: skip
+            tl.store(shares_ptr + tl.cast(piece, tl.int64) * BLOCK_T * COLUMNS + place, y_TN)
+            tl.debug_barrier()  # all threads' sums are written before one of them counts
+            if tl.atomic_add(arrived_ptr + waiting, 1, sem="acq_rel", scope="gpu") == shares - 1:
+                tl.store(arrived_ptr + waiting, 0)
+                first = shares_ptr + tl.cast(waiting, tl.int64) * shares * BLOCK_T * COLUMNS
+                y_TN = tl.zeros((BLOCK_T, COLUMNS), dtype=tl.float32)
+                for share in range(shares):
+                    y_TN += tl.load(first + share * BLOCK_T * COLUMNS + place, cache_modifier=".cg")
+                _finished(
+                    y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride,
+                    BLOCK_T, BLOCK_N, PARTS, GATED, HAS_BIAS, ADDED, DESCRIBED,
+                )  # fmt: skip
 
 
 @jit()
@@ -206,7 +225,8 @@ def large_product(
     norm_warps: int = 0, **target: int,
 ) -> torch.Tensor:  # fmt: skip
     """[T, N] (gated: [T, N / 2]). A norm is a kernel of its own before the product: of many rows, x is small beside
-    what multiplying it costs. target: options that only some targets know."""
+    what multiplying it costs. shares: of a tile in the last round, at most; target: options that only some targets
+    know."""
     values = weight.values
     (num_rows, width), num_outputs = x.shape, values.shape[0] // (2 if gated else 1)
     y = torch.empty((num_rows, num_outputs), dtype=out_dtype or x.dtype, device=x.device)
@@ -214,39 +234,43 @@ def large_product(
         return y
     if norm is not None:
         x = rms_norm_triton(x, norm, eps=eps, block_t=1, num_warps=norm_warps, pdl=pdl)
-    x = _aligned(x) if described else _lines(x)
-    residual = residual if residual is None else _aligned(residual) if described else _lines(residual)
+    x = _aligned(x) if described else _row_major(x)
+    residual = residual if residual is None else _aligned(residual) if described else _row_major(residual)
     added = x if residual is None else residual
     strides = (x.stride(0), values.stride(0), added.stride(0), y.stride(0))
     operands: tuple[Any, ...] = (x, values, added, y)
     if described:
+        halves = values.unflatten(0, (2, num_outputs)) if gated else values
+        weight_block = (2, block_n, block_k) if gated else (block_n, block_k)
         store = (block_t, block_n // parts)
-        blocks = ((block_t, block_k), (block_n, block_k), (block_t, block_k) if residual is None else store, store)
-        operands = tuple(map(_descriptor, operands, blocks))
+        blocks = ((block_t, block_k), weight_block, (block_t, block_k) if residual is None else store, store)
+        operands = tuple(map(_descriptor, (x, halves, added, y), blocks))
     x_operand, weight_operand, added_operand, y_operand = operands
-    shared_tiles = -(-num_rows // block_t) * -(-num_outputs // block_n) % programs
-    assert shares == 1 or programs <= NUM_COUNTERS, "each tile that waits for shares has a counter"
-    size = shared_tiles * shares * (2 if gated else 1) * block_t * block_n if shares > 1 else 1
-    sums = torch.empty(size, dtype=torch.float32, device=x.device)
+    tiles = -(-num_rows // block_t) * -(-num_outputs // block_n)
+    num_shares = shares_of(tiles, programs, width, shares)
+    whole = tiles if num_shares == 1 else tiles // programs * programs
+    assert tiles - whole <= NUM_COUNTERS, "each tile that waits for shares has a counter"
+    size = (tiles - whole) * num_shares * block_t * block_n * (2 if gated else 1)
+    sums = torch.empty(max(1, size), dtype=torch.float32, device=x.device)
     _large_product_kernel[(programs,)](
         x_operand, weight_operand, bias.values if bias else x, added_operand, y_operand, sums, counters(x.device),
-        num_rows, num_outputs, width, *strides, BLOCK_T=block_t, BLOCK_N=block_n, BLOCK_K=block_k, GROUP_T=group_t,
-        PROGRAMS=programs, SLICES=slices if programs % slices == 0 else 1, SHARES=shares, PARTS=parts, GATED=gated,
-        HAS_BIAS=bias is not None, ADDED=residual is not None, EVEN_K=width % block_k == 0, DESCRIBED=described,
-        FLAT=flat, PDL=pdl,
+        num_rows, num_outputs, width, whole, num_shares, *strides, BLOCK_T=block_t, BLOCK_N=block_n, BLOCK_K=block_k,
+        GROUP_T=group_t, PROGRAMS=programs, SLICES=slices if programs % slices == 0 else 1, SHARED=shares > 1,
+        PARTS=parts, GATED=gated, HAS_BIAS=bias is not None, ADDED=residual is not None, EVEN_K=width % block_k == 0,
+        DESCRIBED=described, FLAT=flat, PDL=pdl,
         UPCAST=INTERPRETED and x.dtype == torch.bfloat16,  # the interpreter takes bfloat16 operands for integers
         num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=True, **options(pdl), **target,
     )  # fmt: skip
     return y
 
 
-def _descriptor(tensor: torch.Tensor, block: tuple[int, int]) -> Any:
+def _descriptor(tensor: torch.Tensor, block: tuple[int, ...]) -> Any:
     """Made on the host: one made in the kernel would need an allocator for the whole process."""
     made = import_module("triton.tools.tensor_descriptor").TensorDescriptor
     return made(tensor, list(tensor.shape), list(tensor.stride()), list(block))
 
 
-def _lines(tensor: torch.Tensor) -> torch.Tensor:
+def _row_major(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from ambidex.kernels.triton.language import INTERPRETED
+from ambidex.kernels.triton.large_launch import shares_of
 from ambidex.kernels.triton.large_product import large_product
 from ambidex.kernels.triton.paged_prefill import prefill
 from ambidex.ops.layouts import PAGES_PHSD, PAGES_PSHD, dense
@@ -21,6 +22,7 @@ from torch.nn.functional import linear, silu
 assert INTERPRETED, "TRITON_INTERPRET=1 is to be set before the process starts"
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 2e-3}
+WIDTH = 8 * 1024 + 104
 LENGTHS, QUERIES = (70, 1, 33, 100, 40), (70, 1, 10, 45, 2)
 
 
@@ -30,17 +32,18 @@ def off(ours: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def multiply(
     dtype: torch.dtype, described: bool, gated: bool, biased: bool, added: bool, parts: int, shares: int = 1,
-    programs: int = 4,
+    programs: int = 4, width: int = 104, block_k: int = 16,
 ) -> None:  # fmt: skip
-    """Odd rows, outputs and widths; 9 tiles: more than programs, or fewer; shares of K, one of them empty."""
-    num_rows, num_outputs, width = 70, 88, 104
-    x, values = torch.randn(num_rows, width).to(dtype), (torch.randn(num_outputs * (1 + gated), width) / 10).to(dtype)
+    """Odd rows, outputs and widths; 9 tiles: more than programs, or fewer."""
+    num_rows, num_outputs = 70, 88
+    x, values = torch.randn(num_rows, width).to(dtype), torch.randn(num_outputs * (1 + gated), width) / width**0.5
+    values = values.to(dtype)
     bias = torch.randn(values.shape[0]).to(dtype) if biased else None
     residual = torch.randn(num_rows, num_outputs).to(dtype) if added else None
     y = large_product(
         x, dense("w", values), None, None if bias is None else dense("b", bias), residual, gated=gated, block_t=32,
-        block_n=32, block_k=16, group_t=2, programs=programs, slices=2, shares=shares, parts=parts, described=described,
-        flat=True, pdl=False, num_warps=4, num_stages=2,
+        block_n=32, block_k=block_k, group_t=2, programs=programs, slices=2, shares=shares, parts=parts,
+        described=described, flat=True, pdl=False, num_warps=4, num_stages=2,
     )  # fmt: skip
     wanted = linear(x.float(), values.float(), None if bias is None else bias.float())
     wanted = silu(wanted[:, :num_outputs]) * wanted[:, num_outputs:] if gated else wanted
@@ -102,8 +105,11 @@ def attend(
 torch.manual_seed(0)
 for dtype in TOLERANCE:
     for described in (False, True):
-        for programs in (4, 16):  # the last round of three has one tile, the only round has all
-            shared = {"shares": 5, "programs": programs}
+        # The last round of three has one tile, the only one all nine. K of nine blocks: three in each share but the
+        # fourth, which is empty; five and four.
+        for programs, shares in ((4, 4), (20, 2)):
+            assert shares_of(9, programs, WIDTH, shares) == shares
+            shared = {"shares": shares, "programs": programs, "width": WIDTH, "block_k": 1024}
             multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, **shared)
 if sys.argv[1:] == ["shares"]:
     sys.exit()

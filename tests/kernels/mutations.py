@@ -124,12 +124,12 @@ MUTATIONS = [
     ),
     Mutation(
         "a share of K left out of the sum", "large_product",
-        "for share in range(SHARES):", "for share in range(1, SHARES):",
+        "for share in range(shares):", "for share in range(1, shares):",
         "", "", "shares",
     ),
     Mutation(
         "a last round that begins with the first tile", "large_product",
-        "whole + (number - whole) // SHARES)", "(number - whole) // SHARES)",
+        "_tile_of(whole + waiting, heights", "_tile_of(waiting, heights",
         "", "", "shares",
     ),
     Mutation(

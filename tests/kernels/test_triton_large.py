@@ -14,6 +14,8 @@ from ambidex.hwprofiles.reader import load
 from ambidex.ops.contract import Launch
 from ambidex.ops.layouts import dense
 from ambidex.ops.types import Site
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -30,11 +32,6 @@ MATRIX = {
 }
 SIZES = {"linear": (6144, 4096), "linear_add": (4096, 14336), "gated_linear": (28672, 4096)}
 MANY = 1 << 20
-WITHOUT_LAST_SHARES = {
-    ("linear_add", "nvidia-h200-sxm"), ("linear_add", "amd-mi300x"), ("linear_add", "amd-mi355x"),
-    ("gated_linear", "nvidia-b200"), ("gated_linear", "amd-mi300x"), ("gated_linear", "amd-mi355x"),
-}  # fmt: skip
-"""Their tiles of 128 to 512 rows fill the last round, or two sums and a way to share them exceed the registers."""
 
 
 def site(op: str, num_outputs: int, width: int, dtype: torch.dtype) -> Site:
@@ -81,27 +78,40 @@ def test_some_hundred_rows_give_most_units_work(op: str, profile_name: str, rows
     launch, units = large_launch.launch(where, profile, rows), profile.compute.units or 0
     outputs = where.dim("N") // (2 if op == "gated_linear" else 1)
     tiles = -(-rows // launch["block_t"]) * -(-outputs // launch["block_n"])
-    assert 0.5 * units <= tiles * launch["shares"]
-    assert launch["shares"] == 1 or tiles < 0.7 * units, "whole tiles come first"
-    assert launch["shares"] == 1 or tiles * launch["shares"] <= launch["programs"], "shares all run at once"
-    assert where.dim("K") // launch["shares"] >= 2048
+    shares = large_launch.shares_of(tiles, launch["programs"], where.dim("K"), launch["shares"])
+    assert 0.5 * units <= tiles * shares
 
 
-def test_many_rows_have_whole_tiles_and_short_k_no_shares() -> None:
+@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 60_000), st.integers(1, 8))
+def test_shares_end_a_last_round_sooner_or_there_are_none(tiles: int, programs: int, width: int, most: int) -> None:
+    shares, last = large_launch.shares_of(tiles, programs, width, most), tiles % programs
+    assert 1 <= shares <= most
+    if shares > 1:
+        rounds = -(-last * shares // programs)
+        assert 0 < rounds <= 2, "the sums of more would not fit the memory that is said"
+        assert rounds * (width // shares + 512 * shares) < width
+
+
+@pytest.mark.parametrize(
+    ("tiles", "width", "shares"),
+    [
+        (3 * 132, 14336, 1),  # none is left over
+        (132 + 120, 14336, 1),  # a round that is nearly full
+        (132 + 60, 14336, 2),
+        (132 + 28, 14336, 4),
+        (132 + 28, 2048, 1),  # too short for the sums to be handed over
+        (32, 14336, 4),  # the only round
+        (80, 8192, 1),  # 160 halves take as long as 80 whole ones, and 240 thirds hardly less
+    ],
+)
+def test_into_how_many_shares_a_round_falls(tiles: int, width: int, shares: int) -> None:
+    assert large_launch.shares_of(tiles, 132, width, 8) == shares
+
+
+def test_short_k_has_no_shares() -> None:
     profile = load("nvidia-h200-sxm")
-    assert large_launch.launch(site("linear", 64, 14336, torch.bfloat16), profile, MANY)["shares"] == 1
-    assert large_launch.launch(site("linear", 64, 4095, torch.bfloat16), profile, 128)["shares"] == 1
-    assert large_launch.launch(site("linear", 64, 4096, torch.bfloat16), profile, 128)["shares"] == 2
-
-
-def offered(op: str, profile_name: str, rows: int) -> list[Launch]:
-    """Launches worth timing whose last round is shared, behind others."""
-    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
-    outputs = where.dim("N") // (2 if op == "gated_linear" else 1)
-    found = [*large_launch.configurations(where, profile, rows)]
-    assert all(large_launch.fits(where, profile, each) is None for each in found)
-    return [each for each in found if each["shares"] > 1
-            and -(-rows // each["block_t"]) * -(-outputs // each["block_n"]) > each["programs"]]  # fmt: skip
+    assert large_launch.launch(site("linear", 64, 2048, torch.bfloat16), profile, MANY)["shares"] == 1
+    assert large_launch.launch(site("linear", 64, 2049, torch.bfloat16), profile, MANY)["shares"] == 8
 
 
 @pytest.mark.parametrize("width", [16, 896, 1023, 1024, 2048])
@@ -112,27 +122,6 @@ def test_any_width_has_launches_that_fit(op: str, profile_name: str, width: int)
         found = [*large_launch.configurations(where, profile, rows)]
         assert found
         assert all(large_launch.fits(where, profile, each) is None for each in found)
-
-
-def test_a_last_round_is_shared_where_that_ends_it_sooner() -> None:
-    # 4 x 112 tiles of 128 x 128: three rounds of 132 programs, and 52 tiles, in halves 104 for 132.
-    (first, *_) = offered("gated_linear", "nvidia-h200-sxm", 512)
-    assert (first["block_t"], first["block_n"], first["programs"], first["shares"]) == (128, 128, 132, 2)
-    assert offered("gated_linear", "nvidia-h200-sxm", 1024) == [], "896 tiles are 6.8 rounds"
-    assert offered("linear_add", "nvidia-h200-sxm", MANY) == []
-
-
-@pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
-def test_a_shared_last_round_fits_without_spills(op: str, profile_name: str) -> None:
-    profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
-    deepest: dict[tuple[object, ...], Launch] = {}
-    for each in (each for rows in (128, 256, 512) for each in offered(op, profile_name, rows)):
-        deepest.setdefault(tuple(each[name] for name in ("block_t", "block_n", "block_k", "num_warps")), each)
-    assert bool(deepest) == ((op, profile_name) not in WITHOUT_LAST_SHARES)
-    for launch in deepest.values():
-        found = compiled(where, profile_name, 512, launch)[0].machine_code
-        assert (found.spilled, found.scratch_bytes) == (0, 0), launch
-        assert found.shared_bytes <= large_launch.on_chip_bytes(where, profile, launch), launch
 
 
 def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
@@ -153,7 +142,7 @@ def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
         ({"programs": -1}, "takes programs from 1 on, not -1"),
         ({"block_t": 48}, "takes a power of two for block_t, not 48"),
         ({"num_warps": 3}, "takes a power of two for num_warps, not 3"),
-        ({"shares": 17}, "shares of K up to its blocks and to 16"),
+        ({"shares": 9}, "up to 8 shares of K"),
         ({"parts": 3}, "takes 1 or 2 parts"),
     ],
 )
