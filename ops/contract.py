@@ -161,7 +161,7 @@ class Policy:
     fallback: str = "allow"
     choices: Mapping[str, str] = field(default_factory=dict[str, str])
     page_sizes: tuple[int, ...] = (16, 32, 64, 128)
-    buckets: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 512)
+    buckets: tuple[int, ...] = (1, 8, 16, 32, 64, 128, 256, 512, 768)
     """Upper bounds of the token buckets; a last, unbounded one follows."""
 
     def __post_init__(self) -> None:

@@ -1,17 +1,18 @@
 """How the products of many rows are launched: defaults from a profile's numbers, and what is worth timing.
 
 A tile of y is as large as its sums fit the registers (128 x 256, in two halves if a weight is gated), and as many
-stages of x and W as fit on chip. Of some hundred rows such tiles would leave units idle while the weights' bytes count:
-there they are narrower. A round of tiles that leaves units idle, the only one or the last of several, is cut into
-shares of K where it ends sooner so: into how many, each call's number of rows decides. `matrix_instr_nonkdim`,
-`waves_per_eu` and `kpack` are options of AMD's compiler: the narrower matrix instruction leaves registers, and an
-operand is packed twice as wide where the instruction takes four of K at a time.
+stages of x and W as fit on chip. Of some hundred rows such tiles would leave units idle: there they are narrower. A
+round of tiles that leaves units idle, the only one or the last of several, is cut into shares of K where it ends sooner
+so: into how many, each call's number of rows decides. `matrix_instr_nonkdim`, `waves_per_eu` and `kpack` are options of
+AMD's compiler: the narrower matrix instruction leaves registers, and an operand is packed twice as wide where the
+instruction takes four of K at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product as every
+from typing import NamedTuple
 
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
@@ -23,32 +24,43 @@ from .rms_norm import MAX_WIDTH
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
 _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
-_FILLED = 0.7  # of the units: with fewer tiles the time is that of the units that have one
 _HANDED_OVER = 512  # what each share of a tile costs, in values of K that are multiplied meanwhile
 _MAX_SHARES = 8
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
 
-_Tile = tuple[int, int, int, int, int, int]
-"""Rows, outputs (of both halves of a gated weight), K; threads; parts of the epilogue; programs a unit."""
 
-_WIDE: _Tile = (128, 256, 64, 256, 2, 1)
-_TALL: _Tile = (256, 128, 64, 256, 2, 1)
-_SQUARE: _Tile = (128, 128, 64, 256, 1, 1)
-_PAIRED: _Tile = (128, 128, 64, 128, 2, 2)  # two programs of a unit: the one's epilogue runs beside the other's loop
-_HUGE: _Tile = (256, 256, 64, 512, 1, 1)  # for 64 KiB, of which a tile in one stage takes all
-_BROAD: _Tile = (256, 128, 64, 512, 1, 1)
-_NARROW: _Tile = (128, 64, 64, 128, 1, 1)
-_SLIM: _Tile = (128, 64, 64, 256, 1, 1)
-_DEEP: _Tile = (128, 64, 128, 128, 1, 1)
-_LOW: _Tile = (64, 64, 128, 128, 1, 1)
-_PLAIN: _Tile = (64, 64, 32, 256, 1, 1)  # float32 multiplies outside the matrix units of NVIDIA
-_SMALLEST: _Tile = (32, 32, 16, 128, 1, 1)
+class _Tile(NamedTuple):
+    rows: int
+    outputs: int
+    """Of both halves of a gated weight."""
+    width: int
+    threads: int
+    parts: int
+    """Of the epilogue."""
+    per_unit: int
+    """Programs of a unit: the one's epilogue runs beside the other's loop."""
+    cost: float
+    """Of a sum's step, as one of the widest tile costs 1 (measured with H200s)."""
+
+
+_WIDE = _Tile(128, 256, 64, 256, 2, 1, 1.0)
+_TALL = _Tile(256, 128, 64, 256, 2, 1, 1.05)
+_SQUARE = _Tile(128, 128, 64, 256, 1, 1, 1.15)
+_PAIRED = _Tile(128, 128, 64, 128, 2, 2, 1.1)
+_HUGE = _Tile(256, 256, 64, 512, 1, 1, 1.0)  # for 64 KiB, of which a tile in one stage takes all
+_BROAD = _Tile(256, 128, 64, 512, 1, 1, 1.0)
+_NARROW = _Tile(128, 64, 64, 128, 1, 1, 1.55)
+_SLIM = _Tile(128, 64, 64, 256, 1, 1, 1.55)
+_DEEP = _Tile(128, 64, 128, 128, 1, 1, 1.55)
+_LOW = _Tile(64, 64, 128, 128, 1, 1, 1.55)
+_PLAIN = _Tile(64, 64, 32, 256, 1, 1, 1.0)  # float32 multiplies outside the matrix units of NVIDIA
+_SMALLEST = _Tile(32, 32, 16, 128, 1, 1, 1.0)
 _FULL = (_TALL, _HUGE)  # leave no registers for shares
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
-    """The default for up to `bucket` rows: the largest tile that leaves few units idle, and fits."""
+    """The default for up to `bucket` rows: the tile that is through soonest, of those that fit."""
     return next(_launches(site, profile, bucket))
 
 
@@ -61,12 +73,14 @@ def shares_of(tiles: int, programs: int, width: int, most: int) -> int:
     """Into so many shares, at most `most`, K of each tile in the last round falls: so that it ends soonest. Their sums
     lie in memory, those of twice as many as there are programs at most."""
     last = tiles % programs
+    some = (each for each in range(1, most + 1) if each == 1 or last * each <= 2 * programs)
+    return min(some, key=lambda shares: _last_round(last, programs, width, shares))
 
-    def ends(shares: int) -> int:
-        handing = _HANDED_OVER * shares if shares > 1 else 0
-        return -(-last * shares // programs) * (-(-width // shares) + handing)
 
-    return min((each for each in range(1, most + 1) if each == 1 or last * each <= 2 * programs), key=ends)
+def _last_round(tiles: int, programs: int, width: int, shares: int) -> int:
+    """How long it takes, in values of K that a program goes through."""
+    handed_over = _HANDED_OVER * shares if shares > 1 else 0
+    return -(-tiles * shares // programs) * (-(-width // shares) + handed_over)
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
@@ -75,8 +89,8 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
         return reason
     if launch["parts"] > 2 or launch["shares"] > _MAX_SHARES:
         return Reason("launch", f"takes 1 or 2 parts, and up to {_MAX_SHARES} shares of K")
-    if launch["block_t"] <= _LOW[0] and launch["block_k"] >= _LOW[2] and not _copies_whole(site, profile):
-        return Reason("shape", f"takes {_LOW[2]} of K in so low a tile only where blocks are copied whole to wgmma")
+    if launch["block_t"] <= _LOW.rows and launch["block_k"] >= _LOW.width and not _copies_whole(site, profile):
+        return Reason("shape", f"takes {_LOW.width} of K in so low a tile only where blocks are copied whole to wgmma")
     needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
     if needed <= limit:
         return None
@@ -102,24 +116,27 @@ def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
 
 
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
-    """First what fills the units: the widest as it is, or else the narrowest with shares of K."""
+    """The one that is through soonest first."""
     if site.dtypes["x"].itemsize > 2:
         return (_PLAIN,)
-    widest, others = _sizes(site, profile, bucket)
-    units = profile.compute.units or _DEFAULT_UNITS
-    tiles = {tile: _num_tiles(site, bucket, tile) for tile in widest}
-    shares = {each: shares_of(tiles[each], units, site.dim("K"), _most_shares(site)) for each in widest}
-    whole = [each for each in widest if tiles[each] >= _FILLED * units]
-    narrowest = [*reversed(widest)]
-    shared = [each for each in narrowest if tiles[each] * shares[each] >= _FILLED * units]
-    return tuple(dict.fromkeys([*whole, *shared, *narrowest, *others]))
+    usual, others = _sizes(site, profile, bucket)
+    return (*sorted(usual, key=lambda tile: _time(site, profile, bucket, tile)), *others)
+
+
+def _time(site: Site, profile: Profile, bucket: int, tile: _Tile) -> float:
+    """What all rounds take, in steps of sums."""
+    width, programs = site.dim("K"), _programs(profile, tile)
+    rounds, last = divmod(_num_tiles(site, bucket, tile), programs)
+    shares = shares_of(last, programs, width, _most_shares(site, tile))
+    steps = rounds * width + _last_round(last, programs, width, shares)
+    return steps * tile.rows * tile.outputs * tile.per_unit * tile.cost
 
 
 def _sizes(site: Site, profile: Profile, bucket: int) -> tuple[list[_Tile], list[_Tile]]:
-    """Tiles of 16-bit values, the widest first; and what else is worth timing."""
+    """Tiles of 16-bit values; and what else is worth timing."""
     if "mfma" in profile.capabilities:
         return ([_BROAD, _SQUARE, _SLIM], [_HUGE]) if _planes(site) == 1 else ([_SQUARE, _SLIM], [])
-    if bucket <= _LOW[0] and _copies_whole(site, profile):
+    if bucket <= _LOW.rows and _copies_whole(site, profile):
         return [_LOW], [_NARROW]
     if not _described(site, profile):  # pointers of blocks take registers, too
         return [_WIDE, _SQUARE, _SLIM], [_TALL]
@@ -130,44 +147,47 @@ def _deepest(site: Site, profile: Profile, bucket: int, tile: _Tile) -> list[Lau
     """With the most stages that fit a unit beside one another, and one less; none where two do not."""
     most = _MAX_COPIED_STAGES if _copies_whole(site, profile) else _MAX_STAGES
     made = [_made(site, profile, bucket, tile, stages) for stages in range(most, _MIN_STAGES - 1, -1)]
-    room, per_unit = _limit(profile), tile[-1]
+    room, per_unit = _limit(profile), tile.per_unit
     return [launch for launch in made if per_unit * on_chip_bytes(site, profile, launch) <= room][:2]
 
 
 def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -> Launch:
-    rows, outputs, width, threads, parts, per_unit = tile
-    described = _described(site, profile)
-    programs = (profile.compute.units or _DEFAULT_UNITS) * per_unit
+    described, programs = _described(site, profile), _programs(profile, tile)
     # With one tile a program a loop for each tile is faster; but of float32, and for tcgen05, the compiler keeps only
     # flat loops in registers. For tcgen05 flat loops of a gated weight do not fit on chip.
     is_fastest = _num_tiles(site, bucket, tile) > programs
     is_wide, by_tcgen05 = site.dtypes["x"].itemsize > 2, "tcgen05" in profile.capabilities
     is_flat = is_wide or (_planes(site) == 1 if by_tcgen05 else is_fastest)
     return {
-        "block_t": rows,
-        "block_n": outputs // _planes(site),
-        "block_k": width,
+        "block_t": tile.rows,
+        "block_n": tile.outputs // _planes(site),
+        "block_k": tile.width,
         "group_t": _ORDERS[0],
         "programs": programs,
         "slices": profile.on_chip.l2_slices or 1,
-        "shares": 1 if tile in _FULL else _most_shares(site),
-        "parts": parts,
+        "shares": _most_shares(site, tile),
+        "parts": tile.parts,
         "described": described,
         "flat": described and is_flat,
         "pdl": overlaps(profile),
-        "num_warps": warps(threads, profile),
+        "num_warps": warps(tile.threads, profile),
         "num_stages": stages,
         **({"norm_warps": warps(_NORM_THREADS, profile)} if _normed(site) else {}),
         **amd_options(profile, waves_per_unit=0),
     }
 
 
-def _most_shares(site: Site) -> int:
-    return _MAX_SHARES if site.dim("K") > 4 * _HANDED_OVER else 1  # two of less never end sooner
+def _most_shares(site: Site, tile: _Tile) -> int:
+    """Of two shares of less than four times what they cost, none ends sooner."""
+    return 1 if tile in _FULL or site.dim("K") <= 4 * _HANDED_OVER else _MAX_SHARES
 
 
-def _num_tiles(site: Site, bucket: int, tile: tuple[int, ...]) -> int:
-    return -(-bucket // tile[0]) * -(-site.dim("N") // tile[1])
+def _programs(profile: Profile, tile: _Tile) -> int:
+    return (profile.compute.units or _DEFAULT_UNITS) * tile.per_unit
+
+
+def _num_tiles(site: Site, bucket: int, tile: _Tile) -> int:
+    return -(-bucket // tile.rows) * -(-site.dim("N") // tile.outputs)
 
 
 def amd_options(profile: Profile, waves_per_unit: int) -> Launch:
