@@ -6,7 +6,8 @@ own and for what an allocator does not give back. A reference computes in float3
 and its weight in float32 as well. A bound from above for devices whose kernels copy nothing.
 
 Not seen, as a kernel does not say it: pages that are gathered before they are attended to (torch's kernel does so), and
-the partial sums of keys that are split and of products' shares of K (Triton's; of an H200 at most some 50 MB).
+the partial sums of keys that are split and of products' shares of K (Triton's; of an H200 at most some 50 MB, of an
+MI300X 80).
 """
 
 from __future__ import annotations

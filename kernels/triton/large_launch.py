@@ -11,12 +11,14 @@ instruction takes four of K at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product as every
 from typing import NamedTuple
 
 from ...hwprofiles.schema import Profile
 from ...ops.contract import Launch
 from ...ops.types import Reason, Site, dtype_name
+from .arrivals import NUM_COUNTERS
 from .launching import VECTOR_BYTES, misfit, warps
 from .overlap import overlaps
 from .rms_norm import MAX_WIDTH
@@ -24,7 +26,9 @@ from .rms_norm import MAX_WIDTH
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
 _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
-_HANDED_OVER = 512  # what each share of a tile costs, in values of K that are multiplied meanwhile
+_ADDED_UP = (
+    512  # for so many values of K a tile's last program adds up one share (of H200's wide tiles: 3 % off at most)
+)
 _MAX_SHARES = 8
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
@@ -38,37 +42,43 @@ class _Tile(NamedTuple):
     threads: int
     parts: int
     """Of the epilogue."""
-    per_unit: int
+    per_unit: int = 1
     """Programs of a unit: the one's epilogue runs beside the other's loop."""
-    cost: float
-    """Of a sum's step, as one of the widest tile costs 1 (measured with H200s)."""
+    cost: float = 1.0
+    """Of a multiplication, as one of _WIDE costs 1, where tiles are chosen by it (measured with H200s)."""
 
 
-_WIDE = _Tile(128, 256, 64, 256, 2, 1, 1.0)
-_TALL = _Tile(256, 128, 64, 256, 2, 1, 1.05)
-_SQUARE = _Tile(128, 128, 64, 256, 1, 1, 1.15)
-_PAIRED = _Tile(128, 128, 64, 128, 2, 2, 1.1)
-_HUGE = _Tile(256, 256, 64, 512, 1, 1, 1.0)  # for 64 KiB, of which a tile in one stage takes all
-_BROAD = _Tile(256, 128, 64, 512, 1, 1, 1.0)
-_NARROW = _Tile(128, 64, 64, 128, 1, 1, 1.55)
-_SLIM = _Tile(128, 64, 64, 256, 1, 1, 1.55)
-_DEEP = _Tile(128, 64, 128, 128, 1, 1, 1.55)
-_LOW = _Tile(64, 64, 128, 128, 1, 1, 1.55)
-_PLAIN = _Tile(64, 64, 32, 256, 1, 1, 1.0)  # float32 multiplies outside the matrix units of NVIDIA
-_SMALLEST = _Tile(32, 32, 16, 128, 1, 1, 1.0)
-_FULL = (_TALL, _HUGE)  # leave no registers for shares
+_WIDE = _Tile(128, 256, 64, 256, 2)
+_TALL = _Tile(256, 128, 64, 256, 2)
+_SQUARE = _Tile(128, 128, 64, 256, 1, cost=1.15)
+_PAIRED = _Tile(128, 128, 64, 128, 2, per_unit=2)
+_HUGE = _Tile(256, 256, 64, 512, 1)  # for 64 KiB, of which a tile in one stage takes all
+_BROAD = _Tile(256, 128, 64, 512, 1)
+_NARROW = _Tile(128, 64, 64, 128, 1, cost=1.55)
+_SLIM = _Tile(128, 64, 64, 256, 1, cost=1.55)
+_DEEP = _Tile(128, 64, 128, 128, 1)
+_LOW = _Tile(64, 64, 128, 128, 1)
+_PLAIN = _Tile(64, 64, 32, 256, 1)  # float32 multiplies outside the matrix units of NVIDIA
+_SMALLEST = _Tile(32, 32, 16, 128, 1)
+_FULL = (_TALL, _PAIRED, _HUGE)  # leave no registers for shares
 
 
 def launch(site: Site, profile: Profile, bucket: int) -> Launch:
     """The default for up to `bucket` rows: the tile that is through soonest, of those that fit."""
-    return next(_launches(site, profile, bucket))
+    return next(configurations(site, profile, bucket))
 
 
 def configurations(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """What is worth timing for up to `bucket` rows."""
-    return _launches(site, profile, bucket)
+    """What is worth timing for up to `bucket` rows, the default first: of every tile that fits, the two deepest in two
+    orders. The smallest tile fits everywhere."""
+    fitting = [deepest for tile in _tiles(site, profile, bucket) if (deepest := _deepest(site, profile, bucket, tile))]
+    for deepest in fitting or [_deepest(site, profile, bucket, _SMALLEST)]:
+        for launch, group_t in every(deepest, _ORDERS):
+            if group_t == _ORDERS[0] or bucket > group_t * launch["block_t"]:
+                yield {**launch, "group_t": group_t}
 
 
+@cache
 def shares_of(tiles: int, programs: int, width: int, most: int) -> int:
     """Into so many shares, at most `most`, K of each tile in the last round falls: so that it ends soonest. Their sums
     lie in memory, those of twice as many as there are programs at most."""
@@ -79,8 +89,8 @@ def shares_of(tiles: int, programs: int, width: int, most: int) -> int:
 
 def _last_round(tiles: int, programs: int, width: int, shares: int) -> int:
     """How long it takes, in values of K that a program goes through."""
-    handed_over = _HANDED_OVER * shares if shares > 1 else 0
-    return -(-tiles * shares // programs) * (-(-width // shares) + handed_over)
+    added_up = _ADDED_UP * shares if shares > 1 else 0
+    return -(-tiles * shares // programs) * (-(-width // shares) + added_up)
 
 
 def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
@@ -89,6 +99,8 @@ def fits(site: Site, profile: Profile, launch: Launch) -> Reason | None:
         return reason
     if launch["parts"] > 2 or launch["shares"] > _MAX_SHARES:
         return Reason("launch", f"takes 1 or 2 parts, and up to {_MAX_SHARES} shares of K")
+    if launch["shares"] > 1 and launch["programs"] > NUM_COUNTERS:
+        return Reason("launch", f"takes up to {NUM_COUNTERS:,} programs where K falls into shares")
     if launch["block_t"] <= _LOW.rows and launch["block_k"] >= _LOW.width and not _copies_whole(site, profile):
         return Reason("shape", f"takes {_LOW.width} of K in so low a tile only where blocks are copied whole to wgmma")
     needed, limit = on_chip_bytes(site, profile, launch), _limit(profile)
@@ -106,15 +118,6 @@ def refuses(site: Site, profile: Profile, bucket: int) -> Reason | None:
     return None
 
 
-def _launches(site: Site, profile: Profile, bucket: int) -> Iterator[Launch]:
-    """Of every tile that fits, the two deepest in two orders; the default first. The smallest tile fits everywhere."""
-    fitting = [deepest for tile in _tiles(site, profile, bucket) if (deepest := _deepest(site, profile, bucket, tile))]
-    for deepest in fitting or [_deepest(site, profile, bucket, _SMALLEST)]:
-        for launch, group_t in every(deepest, _ORDERS):
-            if group_t == _ORDERS[0] or bucket > group_t * launch["block_t"]:
-                yield {**launch, "group_t": group_t}
-
-
 def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
     """The one that is through soonest first."""
     if site.dtypes["x"].itemsize > 2:
@@ -124,12 +127,11 @@ def _tiles(site: Site, profile: Profile, bucket: int) -> tuple[_Tile, ...]:
 
 
 def _time(site: Site, profile: Profile, bucket: int, tile: _Tile) -> float:
-    """What all rounds take, in steps of sums."""
+    """What all rounds take, in multiplications of a program, by their cost."""
     width, programs = site.dim("K"), _programs(profile, tile)
     rounds, last = divmod(_num_tiles(site, bucket, tile), programs)
     shares = shares_of(last, programs, width, _most_shares(site, tile))
-    steps = rounds * width + _last_round(last, programs, width, shares)
-    return steps * tile.rows * tile.outputs * tile.per_unit * tile.cost
+    return (rounds * width + _last_round(last, programs, width, shares)) * tile.rows * tile.outputs * tile.cost
 
 
 def _sizes(site: Site, profile: Profile, bucket: int) -> tuple[list[_Tile], list[_Tile]]:
@@ -178,8 +180,8 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
 
 
 def _most_shares(site: Site, tile: _Tile) -> int:
-    """Of two shares of less than four times what they cost, none ends sooner."""
-    return 1 if tile in _FULL or site.dim("K") <= 4 * _HANDED_OVER else _MAX_SHARES
+    """None where K is so short that no two of them would end a round sooner."""
+    return 1 if tile in _FULL or site.dim("K") <= 4 * _ADDED_UP else _MAX_SHARES
 
 
 def _programs(profile: Profile, tile: _Tile) -> int:
@@ -200,9 +202,9 @@ def amd_options(profile: Profile, waves_per_unit: int) -> Launch:
 
 def _described(site: Site, profile: Profile) -> bool:
     """Whether tensor descriptors carry the blocks: rows of all matrices begin at 16 aligned bytes."""
-    itemsize = site.dtypes["x"].itemsize
-    aligned = all(size * itemsize % VECTOR_BYTES == 0 for size in (site.dim("K"), site.dim("N") // _planes(site)))
-    return "tma" in profile.capabilities and aligned
+    read, written = site.dtypes["x"].itemsize, min(site.dtypes[name].itemsize for name in ("x", "y"))
+    row_bytes = (site.dim("K") * read, site.dim("N") // _planes(site) * written)
+    return "tma" in profile.capabilities and all(each % VECTOR_BYTES == 0 for each in row_bytes)
 
 
 def _copies_whole(site: Site, profile: Profile) -> bool:

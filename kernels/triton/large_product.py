@@ -30,10 +30,10 @@ from typing import Any
 import torch
 
 from ...ops.types import Weight
+from .arrivals import NUM_COUNTERS, counters, is_last
 from .language import INTERPRETED, jit, tl
 from .large_launch import shares_of
 from .overlap import joined, options, released
-from .product import NUM_COUNTERS, counters
 from .rms_norm import rms_norm_triton
 
 _ALIGNED_BYTES = 16  # what tensor descriptors ask of a tensor's start and row stride
@@ -62,7 +62,7 @@ def _weight_block(
     weight, output, k, stride, num_outputs, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
     DESCRIBED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, COLUMNS] from (output, k) on; of a gated weight [2·ROWS, COLUMNS], those of the lower half above."""
+    """[ROWS, COLUMNS] from (output, k) on; of a gated weight [2·ROWS, COLUMNS], gates above, ups below."""
     if DESCRIBED:
         block = tl.reshape(weight.load([0, output, k]), (2 * ROWS, COLUMNS)) if GATED else weight.load([output, k])
     else:
@@ -106,7 +106,7 @@ def _finished(
 ):  # fmt: skip
     """A tile's epilogue: SwiGLU, then the rest in PARTS slices of columns."""
     COLUMNS: tl.constexpr = BLOCK_N // PARTS
-    BIAS_LEFT: tl.constexpr = HAS_BIAS and not GATED
+    BIAS_AFTER: tl.constexpr = HAS_BIAS and not GATED
     if GATED:
         y_TN, up_TN = _halves(y_TN, BLOCK_T, BLOCK_N)
         if HAS_BIAS:
@@ -116,17 +116,17 @@ def _finished(
     if PARTS == 1:
         _stored(
             y_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, BLOCK_T,
-            COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+            COLUMNS, BIAS_AFTER, ADDED, DESCRIBED,
         )  # fmt: skip
     else:
         left_TN, right_TN = _halves(y_TN, BLOCK_T, COLUMNS)
         _stored(
             left_TN, bias_ptr, residual, y, row, output, num_rows, num_outputs, residual_stride, y_stride, BLOCK_T,
-            COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+            COLUMNS, BIAS_AFTER, ADDED, DESCRIBED,
         )  # fmt: skip
         _stored(
             right_TN, bias_ptr, residual, y, row, output + COLUMNS, num_rows, num_outputs, residual_stride, y_stride,
-            BLOCK_T, COLUMNS, BIAS_LEFT, ADDED, DESCRIBED,
+            BLOCK_T, COLUMNS, BIAS_AFTER, ADDED, DESCRIBED,
         )  # fmt: skip
 
 
@@ -198,9 +198,7 @@ def _large_product_kernel(
                 x_stride, weight_stride, BLOCK_T, BLOCK_N, BLOCK_K, GATED, EVEN_K, DESCRIBED, UPCAST,
             )  # fmt: skip
             tl.store(shares_ptr + tl.cast(piece, tl.int64) * BLOCK_T * COLUMNS + place, y_TN)
-            tl.debug_barrier()  # all threads' sums are written before one of them counts
-            if tl.atomic_add(arrived_ptr + waiting, 1, sem="acq_rel", scope="gpu") == shares - 1:
-                tl.store(arrived_ptr + waiting, 0)
+            if is_last(arrived_ptr + waiting, shares - 1):
                 first = shares_ptr + tl.cast(waiting, tl.int64) * shares * BLOCK_T * COLUMNS
                 y_TN = tl.zeros((BLOCK_T, COLUMNS), dtype=tl.float32)
                 for share in range(shares):

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .arrivals import NUM_COUNTERS, counters, is_last
 from .filters import needed_bins, row_asks, row_best, scaled_slice
 from .language import jit, tl
 from .launching import options, power
 from .overlap import joined, released
-from .product import NUM_COUNTERS, counters
 
 BINS, BINS_PER_UNIT = 128, 4
 """Distances up to 32, in natural logarithms; what lies further away shares a bin."""
@@ -56,9 +56,7 @@ def _sample_distances_kernel(
         own, distance = row * num_slices + tl.program_id(1), tl.arange(0, BINS)
         tl.store(bins_ptr + own * BINS + distance, tl.histogram(bin_T, BINS))
         tl.store(weights_ptr + own, tl.sum(tl.exp(scaled_T - top), axis=0))
-        tl.debug_barrier()  # all threads' counts are written before one of them counts
-        if tl.atomic_add(arrived_ptr + row, 1, sem="acq_rel", scope="gpu") == num_slices - 1:
-            tl.store(arrived_ptr + row, 0)
+        if is_last(arrived_ptr + row, num_slices - 1):
             part = tl.arange(0, BLOCK_S)
             bins = bins_ptr + (row * num_slices + part[:, None]) * BINS + distance[None, :]
             held_SB = (part < num_slices)[:, None] & (distance >= 0)[None, :]

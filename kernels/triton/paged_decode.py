@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from .arrivals import counters, is_last
 from .language import jit, tl
 from .overlap import joined, options, released
-from .product import counters
 
 
 @jit(do_not_specialize=["num_requests", "num_rows", "table_stride"])
@@ -98,10 +98,8 @@ def _paged_decode_kernel(
             tl.store(sums_ptr + (place * GROUP + member[:, None]) * D + column[None, :], sums_MD, mask=held)
             tl.store(facts_ptr + (place * GROUP + member) * 2, largest_M, mask=member < GROUP)
             tl.store(facts_ptr + (place * GROUP + member) * 2 + 1, weight_M, mask=member < GROUP)
-            tl.debug_barrier()  # all threads' parts are written before one of them counts
             low, high = _holder(head_tile, share, larger), _holder(head_tile + tiles - 1, share, larger)
-            if tl.atomic_add(arrived_ptr + low, 1, sem="acq_rel", scope="gpu") == high - low:
-                tl.store(arrived_ptr + low, 0)
+            if is_last(arrived_ptr + low, high - low):
                 _join(
                     target, sums_ptr, facts_ptr, low, high, head_tile, share, larger,
                     GROUP, D, BLOCK_C, BLOCK_G, BLOCK_D,

@@ -10,21 +10,18 @@ The norm folds in behind: (x·g) · Wᵀ, times 1/rms of the row, whose squares 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from ...ops.state import Pages
 from ...ops.types import Weight
+from .arrivals import counters
 from .language import INTERPRETED
 from .overlap import options
 from .product_launch import loads_early
 from .product_row import product_row_kernel
 from .product_tile import product_tile_kernel
-
-NUM_COUNTERS = 1 << 16
-"""Tiles of one launch that can wait for their parts."""
 
 
 class Stored(NamedTuple):
@@ -94,9 +91,3 @@ def _placing(stored: Stored | None, x: torch.Tensor) -> tuple[dict[str, int], li
     rotation = stored.rotation if stored.rotation.stride(1) == 1 else stored.rotation.contiguous()
     tensors = [rotation, k, v, stored.slots]
     return {**sizes, "PAGE_SIZE": stored.pages.page_size}, tensors, [rotation.stride(0), *k.stride()[:3]]
-
-
-@cache
-def counters(device: torch.device) -> torch.Tensor:
-    """Zeros, which every launch leaves as zeros: kernels of one device that use them follow one another."""
-    return torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)

@@ -11,6 +11,7 @@ Letters: T rows of x, N outputs, K contraction, S splits.
 
 from __future__ import annotations
 
+from .arrivals import is_last
 from .language import jit, tl
 from .overlap import joined, released
 from .product_row import read
@@ -87,10 +88,8 @@ def product_tile_kernel(
             tl.store(own + size + place, up_NT)
         if NORMED:
             tl.store(own + PLANES * size + tl.arange(0, BLOCK_T), squares_T)
-        tl.debug_barrier()  # all threads' parts are written before one of them counts
-        if tl.atomic_add(arrived_ptr + number, 1, sem="acq_rel", scope="gpu") != SPLITS - 1:
+        if not is_last(arrived_ptr + number, SPLITS - 1):
             return
-        tl.store(arrived_ptr + number, 0)
         y_NT, up_NT = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32), tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
         squares_T = tl.zeros((BLOCK_T,), dtype=tl.float32)
         for part in range(SPLITS):

@@ -10,6 +10,7 @@ import sys
 from itertools import accumulate, pairwise
 
 import torch
+from ambidex.kernels.triton.arrivals import counters
 from ambidex.kernels.triton.language import INTERPRETED
 from ambidex.kernels.triton.large_launch import shares_of
 from ambidex.kernels.triton.large_product import large_product
@@ -103,14 +104,15 @@ def attend(
 
 
 torch.manual_seed(0)
-for dtype in TOLERANCE:
-    for described in (False, True):
-        # The last round of three has one tile, the only one all nine. K of nine blocks: three in each share but the
-        # fourth, which is empty; five and four.
-        for programs, shares in ((4, 4), (20, 2)):
-            assert shares_of(9, programs, WIDTH, shares) == shares
-            shared = {"shares": shares, "programs": programs, "width": WIDTH, "block_k": 1024}
-            multiply(dtype, described, gated=described, biased=True, added=not described, parts=2, **shared)
+# The last round of three has one tile, the only one all nine. K of nine blocks: three in each share but the fourth,
+# which is empty; five and four; of thirteen, 27 pieces for 14 programs.
+for described in (False, True):
+    for programs, shares, width in ((4, 4, WIDTH), (20, 2, WIDTH), (14, 3, WIDTH + 4 * 1024)):
+        assert shares_of(9, programs, width, shares) == shares
+        shared = {"shares": shares, "programs": programs, "width": width, "block_k": 1024}
+        gated, dtype = described == (programs == 4), torch.float16 if programs == 20 else torch.float32
+        multiply(dtype, described, gated=gated, biased=True, added=not gated, parts=2, **shared)
+assert not counters(torch.device("cpu")).any(), "every launch leaves zeros"
 if sys.argv[1:] == ["shares"]:
     sys.exit()
 for dtype in TOLERANCE:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from ambidex.bench.operands import Poison
+from ambidex.kernels.triton.arrivals import counters
 from ambidex.kernels.triton.language import INTERPRETED
-from ambidex.kernels.triton.product import counters
 from ambidex.kernels.triton.sample import sample_triton
 from ambidex.ops.sample import OP, Sampling
 from hypothesis import given, settings

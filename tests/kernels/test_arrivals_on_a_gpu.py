@@ -7,8 +7,8 @@ import torch
 from ambidex.backends.choosing import places
 from ambidex.hwprofiles.schema import Profile
 from ambidex.kernels.triton import large_launch, sample
+from ambidex.kernels.triton.arrivals import counters
 from ambidex.kernels.triton.large_product import large_product
-from ambidex.kernels.triton.product import counters
 from ambidex.ops.layouts import dense
 from ambidex.ops.sample import OP
 from ambidex.ops.types import Site
@@ -40,6 +40,7 @@ def test_a_hundred_runs_give_the_same_bits_and_leave_the_counters_at_zero(
     tiles = -(-rows // launch["block_t"]) * -(-(outputs // (1 + is_gated)) // launch["block_n"])
     launch |= {"programs": tiles // 2 + 3} if behind else {}
     assert large_launch.fits(site, profile, launch) is None
+    # More pieces than the memory's bound allows: many that arrive together.
     monkeypatch.setattr("ambidex.kernels.triton.large_product.shares_of", lambda *_: shares)
     generator = torch.Generator(device).manual_seed(shares)
     x, values, residual = (

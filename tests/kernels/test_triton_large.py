@@ -32,16 +32,16 @@ MATRIX = {
 }
 SIZES = {"linear": (6144, 4096), "linear_add": (4096, 14336), "gated_linear": (28672, 4096)}
 MANY = 1 << 20
+BUCKETS = (64, 128, 256, 512, 768, MANY)
 
 
 def site(op: str, num_outputs: int, width: int, dtype: torch.dtype) -> Site:
     return Site(op, "w", {"N": num_outputs, "K": width}, dict.fromkeys(("x", "weight", "y"), dtype))
 
 
-def compiled(where: Site, profile_name: str, rows: int, launch: Launch | None = None) -> tuple[Compiled, int]:
+def compiled(where: Site, profile_name: str, launch: Launch) -> tuple[Compiled, int]:
     """One product's machine code with bias and the op's epilogue, and the bytes on chip that its launch counts with."""
     profile, dtype, gated = load(profile_name), where.dtypes["x"], where.op == "gated_linear"
-    launch = large_launch.launch(where, profile, rows) if launch is None else launch
     x, values, bias = (
         torch.empty(shape, dtype=dtype, device="meta")
         for shape in ((300, where.dim("K")), (where.dim("N"), where.dim("K")), (where.dim("N"),))
@@ -60,8 +60,10 @@ def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructio
 ) -> None:
     limit = load(profile_name).on_chip.shared_memory_per_block_kib
     assert limit is not None
-    for rows in (128, MANY):
-        entry, counted = compiled(site(op, *SIZES[op], dtype), profile_name, rows)
+    where, profile = site(op, *SIZES[op], dtype), load(profile_name)
+    defaults = [large_launch.launch(where, profile, rows) for rows in BUCKETS]
+    for launch in (each for number, each in enumerate(defaults) if each not in defaults[:number]):
+        entry, counted = compiled(where, profile_name, launch)
         found = entry.machine_code
         assert (found.spilled, found.scratch_bytes) == (0, 0)
         assert found.shared_bytes <= counted <= limit * 1024
@@ -71,7 +73,7 @@ def test_a_large_product_fits_without_spills_and_multiplies_in_matrix_instructio
             assert all("f32 f32" in name for name in found.matrix), "float32 asked for float32"
 
 
-@pytest.mark.parametrize("rows", [64, 128, 256, 512])
+@pytest.mark.parametrize("rows", BUCKETS)
 @pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
 def test_some_hundred_rows_give_most_units_work(op: str, profile_name: str, rows: int) -> None:
     profile, where = load(profile_name), site(op, *SIZES[op], torch.bfloat16)
@@ -83,13 +85,21 @@ def test_some_hundred_rows_give_most_units_work(op: str, profile_name: str, rows
 
 
 @given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 60_000), st.integers(1, 8))
-def test_shares_end_a_last_round_sooner_or_there_are_none(tiles: int, programs: int, width: int, most: int) -> None:
-    shares, last = large_launch.shares_of(tiles, programs, width, most), tiles % programs
+def test_a_last_round_falls_into_the_shares_that_end_it_soonest(
+    tiles: int, programs: int, width: int, most: int
+) -> None:
+    def end(shares: int) -> int:
+        """Of the program that is through last: pieces one after another, each with the sums of its tile's shares."""
+        pieces = [0] * programs
+        for piece in range(tiles % programs * shares):
+            pieces[piece % programs] += -(-width // shares) + (512 * shares if shares > 1 else 0)
+        return max(pieces)
+
+    shares = large_launch.shares_of(tiles, programs, width, most)
     assert 1 <= shares <= most
-    if shares > 1:
-        rounds = -(-last * shares // programs)
-        assert 0 < rounds <= 2, "the sums of more would not fit the memory that is said"
-        assert rounds * (width // shares + 512 * shares) < width
+    assert shares == 1 or tiles % programs * shares <= 2 * programs, "the sums of more would not fit their memory"
+    bounded = (each for each in range(1, most + 1) if tiles % programs * each <= 2 * programs)
+    assert end(shares) <= min(map(end, bounded), default=end(1))
 
 
 @pytest.mark.parametrize(
@@ -101,11 +111,26 @@ def test_shares_end_a_last_round_sooner_or_there_are_none(tiles: int, programs: 
         (132 + 28, 14336, 4),
         (132 + 28, 2048, 1),  # too short for the sums to be handed over
         (32, 14336, 4),  # the only round
-        (80, 8192, 1),  # 160 halves take as long as 80 whole ones, and 240 thirds hardly less
+        (80, 8192, 1),  # 160 halves, or 240 thirds, take two rounds, too
     ],
 )
 def test_into_how_many_shares_a_round_falls(tiles: int, width: int, shares: int) -> None:
     assert large_launch.shares_of(tiles, 132, width, 8) == shares
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile"),
+    [
+        (64, (64, 64)),
+        (128, (128, 64)),
+        (640, (128, 128)),  # a round of 132 tiles and 28 in quarters; of 128 x 256 a round of 80 takes longer
+        (1024, (128, 256)),  # a round of 128 tiles
+        (MANY, (128, 256)),
+    ],
+)
+def test_the_default_tile_is_through_soonest(rows: int, tile: tuple[int, int]) -> None:
+    launch = large_launch.launch(site("linear_add", 4096, 14336, torch.bfloat16), load("nvidia-h200-sxm"), rows)
+    assert (launch["block_t"], launch["block_n"]) == tile
 
 
 def test_short_k_has_no_shares() -> None:
@@ -118,7 +143,7 @@ def test_short_k_has_no_shares() -> None:
 @pytest.mark.parametrize(("op", "profile_name"), [*every(SIZES, MATRIX)])
 def test_any_width_has_launches_that_fit(op: str, profile_name: str, width: int) -> None:
     profile, where = load(profile_name), site(op, 28672, width, torch.bfloat16)
-    for rows in (64, 128, 256, 512, MANY):
+    for rows in BUCKETS:
         found = [*large_launch.configurations(where, profile, rows)]
         assert found
         assert all(large_launch.fits(where, profile, each) is None for each in found)
@@ -143,6 +168,7 @@ def test_low_tiles_are_for_what_is_copied_whole_to_wgmma() -> None:
         ({"block_t": 48}, "takes a power of two for block_t, not 48"),
         ({"num_warps": 3}, "takes a power of two for num_warps, not 3"),
         ({"shares": 9}, "up to 8 shares of K"),
+        ({"programs": 1 << 17}, "up to 65,536 programs where K falls into shares"),
         ({"parts": 3}, "takes 1 or 2 parts"),
     ],
 )
@@ -173,6 +199,18 @@ def test_launches_worth_timing_fit_and_differ(op: str, profile_name: str) -> Non
     assert all(large_launch.fits(where, profile, launch) is None for launch in launches)
     assert len({tuple(launch.items()) for launch in launches}) == len(launches) > 1
     assert len({frozenset(launch) for launch in launches}) == 1, "all have the parameters of the default"
+
+
+def test_rows_of_y_are_described_by_their_own_size() -> None:
+    """Rows of twelve outputs: 48 bytes in float32, 24 in bfloat16."""
+    dtypes = {"x": torch.float32, "weight": torch.float32, "y": torch.bfloat16}
+    found = {
+        dtype: large_launch.launch(
+            Site("linear", "w", {"N": 12, "K": 64}, {**dtypes, "y": dtype}), load("nvidia-h200-sxm"), MANY
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    assert [each["described"] for each in found.values()] == [True, False]
 
 
 def test_rows_that_no_descriptor_describes_go_by_pointers() -> None:
