@@ -26,9 +26,7 @@ from .rms_norm import MAX_WIDTH
 _DEFAULT_UNITS, _DEFAULT_ON_CHIP_KIB = 64, 48  # where a profile does not say: what every GPU has
 _MIN_STAGES, _MAX_STAGES, _MAX_COPIED_STAGES = 2, 4, 8  # the last where whole blocks are copied and wgmma reads them
 _ORDERS = (8, 4)  # rows of tiles that are gone through before the next outputs
-_ADDED_UP = (
-    512  # for so many values of K a tile's last program adds up one share (of H200's wide tiles: 3 % off at most)
-)
+_ADDED_UP = 512  # values of K that are multiplied while a tile's last program adds up a share (measured with H200s)
 _MAX_SHARES = 8
 _BARRIER_BYTES = 1024  # for the barriers of tensor copies, and their alignment
 _NORM_THREADS = 256
@@ -180,7 +178,7 @@ def _made(site: Site, profile: Profile, bucket: int, tile: _Tile, stages: int) -
 
 
 def _most_shares(site: Site, tile: _Tile) -> int:
-    """None where K is so short that no two of them would end a round sooner."""
+    """1 where K is so short that two would end no round sooner."""
     return 1 if tile in _FULL or site.dim("K") <= 4 * _ADDED_UP else _MAX_SHARES
 
 
