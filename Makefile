@@ -37,7 +37,8 @@ BROKEN := $(shell $(BIN)/python -c 'import pip' >/dev/null 2>&1 || echo FORCE)
 
 OLD       := $(VENV_OLD)/.installed
 BUDGETS   := tests/machine_code/budgets
-COMPILED  := TRITON_CACHE_DIR=$(KERNEL_CACHE) OMP_NUM_THREADS=1
+CACHED    := TRITON_CACHE_DIR=$(KERNEL_CACHE)
+COMPILED  := $(CACHED) OMP_NUM_THREADS=1
 MEANINGS  := meaning-nvidia-h200-sxm meaning-amd-mi300x
 
 .PHONY: setup demo test test-gpu tune check lint types bench build wheel clean FORCE \
@@ -50,9 +51,10 @@ demo: $(STAMPS)/base-$(DEVICE)
 	@$(BIN)/ambidex generate --prompt '$(PROMPT)' --max-tokens 96 --seed $(SEED)
 
 # Two processes, a file's tests together, since what they share is made once; then one by one those that watch a clock.
+# What is compiled here check-kernels finds.
 test: $(STAMPS)/test-$(DEVICE)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TIMED:%=--ignore=%)
-	@$(BIN)/python -m pytest $(TIMED)
+	@$(CACHED) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TIMED:%=--ignore=%)
+	@$(CACHED) $(BIN)/python -m pytest $(TIMED)
 
 check: lint types
 
